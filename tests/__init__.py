@@ -1,0 +1,1 @@
+"""The tests of gwt; each folder mirrors one of gwt/."""
