@@ -1,0 +1,90 @@
+"""
+Time on a hub: the clock, and one timer that can be re-armed.
+
+Callbacks run in the hub, so this is the quiet zone: no callback may wait, spawn or switch.
+Whoever needs time takes ``clock=now`` as a parameter, which is how a test turns the clock.
+No greenlet sleeps here and nothing is scheduled by name: a timer belongs to one owner.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from typing import Any
+
+from gevent import get_hub
+
+__all__ = ["Timer", "now"]
+
+now = time.monotonic
+
+
+class Timer:
+    """
+    Call `callback` in the hub once a moment of the clock has come, never before.
+
+    One deadline at a time; arm() replaces it. Belongs to the hub of the thread that makes it.
+    """
+
+    __slots__ = ("_callback", "_clock", "_closed", "_loop", "_watcher", "deadline")
+
+    def __init__(self, callback: Callable[[], object], *, clock: Callable[[], float] = now) -> None:
+        self._callback = callback
+        self._clock = clock
+        self._loop: Any = get_hub().loop
+        self._watcher: Any = None
+        self._closed = False
+
+        # When the callback is due, on the clock; None while nothing is due.
+        self.deadline: float | None = None
+
+    def __repr__(self) -> str:
+        due = "idle" if self.deadline is None else f"due in {self.deadline - self._clock():.3f} s"
+        return f"<Timer {'closed' if self._closed else due}>"
+
+    def arm(self, at: float | None) -> None:
+        """Set the deadline to `at`; None cancels. A moment that has passed fires next turn."""
+        if at == self.deadline or self._closed:
+            return
+        self._stop()
+        self.deadline = at
+        if at is not None:
+            self._start(at - self._clock())
+
+    def cancel(self) -> None:
+        """Forget the deadline."""
+        self.arm(None)
+
+    def close(self) -> None:
+        """Cancel, and ignore every later arm(). Idempotent."""
+        self.cancel()
+        self._closed = True
+
+    def _start(self, delay: float) -> None:
+        # A watcher's delay is fixed when it is made, and a new one is as cheap as a restart.
+        # update: the loop's idea of now is as old as its turn, which would shorten the delay.
+        if delay > 0:
+            # libuv warns of less than a millisecond, and would cut the rest off anyway.
+            delay = max(delay, self._loop.approx_timer_resolution)
+        self._watcher = watcher = self._loop.timer(max(delay, 0.0))
+        watcher.start(self._fire, update=True)
+
+    def _stop(self) -> None:
+        watcher, self._watcher = self._watcher, None
+        if watcher is not None:
+            watcher.stop()
+            watcher.close()
+
+    def _fire(self) -> None:
+        # libuv aborts the process if a watcher is closed in its own callback.
+        watcher, self._watcher = self._watcher, None
+        watcher.stop()
+        self._loop.run_callback(watcher.close)
+
+        assert self.deadline is not None
+        early = self.deadline - self._clock()
+        if early > 0:
+            self._start(early)
+            return
+        self.deadline = None
+        self._callback()

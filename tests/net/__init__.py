@@ -1,0 +1,1 @@
+"""Tests of gwt.net over real sockets on the loopback interface."""
