@@ -1,0 +1,498 @@
+"""
+The seam: one QUIC connection as a small object, and the only file that touches aioquic's
+QuicConnection.
+
+Theory of operation. `feed` takes datagrams, `on_timer` takes time, `drain` tells a sink what came
+of it, `poll` returns what to send. Two things that aioquic 1.7.2 leaves to its driver are done
+here by subclass:
+
+- Receive credit. aioquic raises a stream's limit when bytes *arrive*; here it moves when the
+  application has *consumed* them, by `consumed()`, to that position plus the stream's window.
+  What a peer can make us hold is bounded by the windows, so the connection's limit only has to
+  stay ahead of what has arrived.
+- Send accounting. aioquic buffers without a bound and trims silently on acknowledgement; here
+  each stream's sender reports progress, so that the floor above can make a writer wait.
+
+Nothing above this file knows QuicConnection.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from aioquic.quic import events as quic_events
+from aioquic.quic.configuration import QuicConfiguration
+from aioquic.quic.connection import (
+    END_STATES,
+    MAX_STREAM_DATA_FRAME_CAPACITY,
+    QuicConnection,
+    QuicConnectionState,
+)
+from aioquic.quic.packet import QuicFrameType
+from aioquic.quic.packet_builder import QuicDeliveryState, QuicPacketBuilder
+from aioquic.quic.recovery import QuicPacketSpace
+from aioquic.quic.stream import QuicStream, QuicStreamSender
+from cryptography.hazmat.primitives.serialization import Encoding
+
+from .datagrams import DatagramQueue
+from .seam import CONNECTION_WINDOW, SILENT, Address, QuicOptions, QuicSink, SendBudget
+
+__all__ = ["Quic"]
+
+# RFC 9221 5: the frame type, and a length of at most two bytes; 3 bytes of short header without
+# the connection id; 16 bytes of AEAD tag.
+_DATAGRAM_OVERHEAD = 1 + 2 + 3 + 16
+
+
+class _Sender(QuicStreamSender):
+    """A stream's sending half that accounts for its buffer."""
+
+    def __init__(self, owner: _Connection, stream_id: int | None, writable: bool) -> None:
+        super().__init__(stream_id=stream_id, writable=writable)
+        self.owner = owner
+
+    def write(self, data: bytes, end_stream: bool = False) -> None:
+        super().write(data, end_stream)
+        self.owner.account(len(data))
+
+    def on_data_delivery(
+        self, delivery: QuicDeliveryState, start: int, stop: int, fin: bool
+    ) -> None:
+        before = self._buffer_start
+        super().on_data_delivery(delivery, start, stop, fin)
+        if delivery is not QuicDeliveryState.ACKED:
+            self.owner.frames_lost += 1
+        elif self._reset_error_code is None:
+            self.owner.account(before - self._buffer_start)
+            self.owner.progress.add(self._stream_id)
+
+    def on_reset_delivery(self, delivery: QuicDeliveryState) -> None:
+        super().on_reset_delivery(delivery)
+        self.owner.progress.add(self._stream_id)
+
+    def reset(self, error_code: int) -> None:
+        if self._reset_error_code is None and not self.is_finished:
+            # aioquic keeps what will never be sent until the reset is acknowledged.
+            self.owner.account(self._buffer_start - self._buffer_stop)
+            self._buffer.clear()
+            self._buffer_start = self._buffer_stop
+        super().reset(error_code)
+        self.owner.progress.add(self._stream_id)
+
+    @property
+    def buffered(self) -> int:
+        return self._buffer_stop - self._buffer_start
+
+    @property
+    def takes_data(self) -> bool:
+        return not (self.is_finished or self._reset_error_code is not None) and (
+            self._buffer_fin is None
+        )
+
+
+class _Stream(QuicStream):
+    """A stream with its own window, which is not forgotten while the floor above holds it."""
+
+    # All streams are made by aioquic and adopted, so these are the values they start with.
+    held = False
+    consumed = 0
+    window = 0
+    sender: _Sender
+
+    @property
+    def is_finished(self) -> bool:
+        return not self.held and self.receiver.is_finished and self.sender.is_finished
+
+
+class _Connection(QuicConnection):
+    """QuicConnection with credit by consumption and an account of what is buffered."""
+
+    _streams: dict[int, _Stream]  # type: ignore[assignment]
+
+    def __init__(self, options: QuicOptions, budget: SendBudget, **kwargs: Any) -> None:
+        super().__init__(**kwargs)
+        self.budget = budget
+        self.buffered = 0
+        self.frames_lost = 0
+        self.progress: set[int | None] = set()
+        self._logger = self._loss._logger = SILENT
+        for limit in (self._local_max_streams_bidi, self._local_max_streams_uni):
+            limit.value = limit.sent = options.max_incoming_streams
+
+    def account(self, change: int) -> None:
+        self.buffered += change
+        self.budget.buffered += change
+
+    def _adopt(self, stream: QuicStream) -> None:
+        # aioquic makes its streams itself, in two methods; a subclass of the class they make
+        # is the least invasive way to give each its sender and its window.
+        stream.__class__ = _Stream
+        stream.sender = _Sender(self, stream.stream_id, not stream.sender.is_finished)
+        stream.window = stream.max_stream_data_local  # type: ignore[attr-defined]
+
+    def _get_or_create_stream(self, frame_type: int, stream_id: int) -> QuicStream:
+        known = len(self._streams_queue)
+        stream = super()._get_or_create_stream(frame_type, stream_id)
+        # Opening a stream opens all lower ones of its kind too.
+        for created in self._streams_queue[known:]:
+            self._adopt(created)
+        return stream
+
+    def _get_or_create_stream_for_send(self, stream_id: int) -> QuicStream:
+        known = len(self._streams_queue)
+        stream = super()._get_or_create_stream_for_send(stream_id)
+        if len(self._streams_queue) > known:
+            self._adopt(stream)
+        return stream
+
+    def _write_stream_limits(
+        self, builder: QuicPacketBuilder, space: QuicPacketSpace, stream: QuicStream
+    ) -> None:
+        limit = stream.max_stream_data_local
+        if limit != stream.max_stream_data_local_sent and not stream.receiver.is_finished:
+            buf = builder.start_frame(
+                QuicFrameType.MAX_STREAM_DATA,
+                capacity=MAX_STREAM_DATA_FRAME_CAPACITY,
+                handler=self._on_max_stream_data_delivery,
+                handler_args=(stream,),
+            )
+            buf.push_uint_var(stream.stream_id or 0)
+            buf.push_uint_var(limit)
+            stream.max_stream_data_local_sent = limit
+
+    def _write_connection_limits(self, builder: QuicPacketBuilder, space: QuicPacketSpace) -> None:
+        limit = self._local_max_data
+        used = limit.used
+        if limit.value - used < CONNECTION_WINDOW // 2:
+            limit.value = used + CONNECTION_WINDOW
+        # Hide what was used, so that aioquic does not double the limit by itself.
+        limit.used = 0
+        try:
+            super()._write_connection_limits(builder, space)
+        finally:
+            limit.used = used
+
+    def stream_credit_due(self) -> bool:
+        # The condition under which aioquic sends MAX_STREAMS. It is only looked at before the
+        # pass that forgets finished streams, so the credit of the last one would stay behind.
+        return any(
+            limit.sent - limit.used < limit.value - limit.sent
+            for limit in (self._local_max_streams_bidi, self._local_max_streams_uni)
+        )
+
+
+class Quic:
+    """
+    One QUIC connection.
+
+    A client is made from its options, and `connect` starts it; a server also needs the
+    destination connection id of the first packet. Nothing here raises on what a peer sent.
+    """
+
+    def __init__(
+        self,
+        options: QuicOptions,
+        *,
+        budget: SendBudget | None = None,
+        configuration: QuicConfiguration | None = None,
+        original_destination_connection_id: bytes | None = None,
+        retry_source_connection_id: bytes | None = None,
+    ) -> None:
+        self._options = options
+        self._quic = _Connection(
+            options,
+            budget or SendBudget(),
+            configuration=configuration or options.configuration(),
+            original_destination_connection_id=original_destination_connection_id,
+            retry_source_connection_id=retry_source_connection_id,
+        )
+        self.is_client = options.is_client
+
+        self._datagrams = DatagramQueue(
+            self._quic._datagrams_pending, options.datagram_send_queue, options.datagram_max_age
+        )
+
+        # What the peer allows, as last reported.
+        self._credit = (0, 0)
+        self._closed = False
+        self._pings = 0
+        self.packets_sent = self.packets_received = 0
+        self.bytes_sent = self.bytes_received = 0
+
+    # In
+
+    def connect(self, address: Address, now: float) -> None:
+        """Start the handshake of a client."""
+        self._quic.connect(address, now)
+
+    def feed(self, datagrams: list[bytes], address: Address, now: float) -> None:
+        """Take datagrams from one address."""
+        receive = self._quic.receive_datagram
+        for data in datagrams:
+            self.bytes_received += len(data)
+            receive(data, address, now)
+        self.packets_received += len(datagrams)
+
+    def deadline(self) -> float | None:
+        """Return when on_timer() wants to be called; None once the connection is over."""
+        return self._quic.get_timer()
+
+    def on_timer(self, now: float) -> None:
+        """Let time pass."""
+        deadline = self._quic.get_timer()
+        if deadline is not None and now >= deadline:
+            self._quic.handle_timer(now)
+
+    def drain(self, sink: QuicSink) -> None:
+        """Tell `sink` everything that happened since the last call, in order."""
+        quic = self._quic
+        pending = quic._events
+        while pending:
+            event = pending.popleft()
+            match event:
+                case quic_events.StreamDataReceived():
+                    sink.quic_stream_data(event.stream_id, event.data, event.end_stream)
+                case quic_events.DatagramFrameReceived():
+                    sink.quic_datagram(event.data)
+                case quic_events.StreamReset():
+                    sink.quic_stream_reset(event.stream_id, event.error_code)
+                case quic_events.StopSendingReceived():
+                    sink.quic_stream_stopped(event.stream_id, event.error_code)
+                case quic_events.ConnectionIdIssued():
+                    sink.quic_connection_id(event.connection_id, True)
+                case quic_events.ConnectionIdRetired():
+                    sink.quic_connection_id(event.connection_id, False)
+                case quic_events.ProtocolNegotiated():
+                    sink.quic_negotiated()
+                case quic_events.HandshakeCompleted():
+                    sink.quic_handshake_completed()
+                case quic_events.PingAcknowledged():
+                    sink.quic_ping_acknowledged()
+        progress = quic.progress
+        while progress:
+            stream_id = progress.pop()
+            if stream_id is not None:
+                sink.quic_stream_progress(stream_id)
+        credit = (quic._remote_max_streams_bidi, quic._remote_max_streams_uni)
+        if credit != self._credit:
+            self._credit = credit
+            sink.quic_stream_credit()
+        self._report_close(sink)
+
+    def _report_close(self, sink: QuicSink) -> None:
+        # aioquic's own event comes after the closing period; users want to know at once.
+        event = self._quic._close_event
+        if event is None or self._closed:
+            return
+        self._closed = True
+        self._quic.budget.buffered -= self._quic.buffered
+        self._quic.buffered = 0
+        remote = self._quic._state is QuicConnectionState.DRAINING
+        sink.quic_closed(
+            event.error_code, event.reason_phrase, remote, application=event.frame_type is None
+        )
+
+    # Out
+
+    def poll(self, now: float) -> list[tuple[bytes, Address]]:
+        """Return the datagrams to send now. Never raises."""
+        quic = self._quic
+        if not quic._network_paths or quic._state in END_STATES:
+            return []
+        self._datagrams.before_sending(now)
+        datagrams = quic.datagrams_to_send(now)
+        if quic.stream_credit_due():
+            datagrams += quic.datagrams_to_send(now)
+        self._datagrams.after_sending()
+        for data, _ in datagrams:
+            self.bytes_sent += len(data)
+        self.packets_sent += len(datagrams)
+        return datagrams
+
+    @property
+    def closed(self) -> bool:
+        """Whether the connection carries nothing any more."""
+        return self._quic._close_event is not None
+
+    def close(self, code: int, reason: str = "", *, application: bool = True) -> None:
+        """Close with one CONNECTION_CLOSE; the first close wins."""
+        # frame_type None makes it an application close (RFC 9000 19.19). A reason must leave
+        # room for the rest of the packet.
+        while len(reason.encode()) > 512:
+            reason = reason[: len(reason) // 2]
+        self._quic.close(code, None if application else QuicFrameType.PADDING, reason)
+
+    # Streams
+
+    def _sender(self, stream_id: int) -> _Sender | None:
+        stream = self._quic._streams.get(stream_id)
+        return None if stream is None else stream.sender
+
+    def open(self, unidirectional: bool, *, wait: bool = True) -> int | None:
+        """
+        Return the id of a new stream of ours, or None while the peer allows none.
+
+        Without `wait` the stream is made all the same and sends once it is allowed to: HTTP/3's
+        own streams are wanted before the peer has said anything.
+        """
+        quic = self._quic
+        stream_id = quic.get_next_available_stream_id(is_unidirectional=unidirectional)
+        if wait and (self.closed or stream_id // 4 >= self._credit[unidirectional]):
+            return None
+        quic._get_or_create_stream_for_send(stream_id)
+        return stream_id
+
+    def next_stream_id(self, unidirectional: bool) -> int:
+        """Return the id that the next stream of ours will have."""
+        return self._quic.get_next_available_stream_id(is_unidirectional=unidirectional)
+
+    def write(self, stream_id: int, data: bytes, end: bool = False) -> bool:
+        """Append to a stream; returns whether it took the data."""
+        sender = self._sender(stream_id)
+        if sender is None or not sender.takes_data or self.closed:
+            return False
+        sender.write(data, end)
+        return True
+
+    def buffered(self, stream_id: int) -> int:
+        """Return the bytes of a stream that are unsent or unacknowledged."""
+        stream = self._quic._streams.get(stream_id)
+        return 0 if stream is None else stream.sender.buffered
+
+    @property
+    def buffered_total(self) -> int:
+        """The bytes of all streams that are unsent or unacknowledged."""
+        return self._quic.buffered
+
+    @property
+    def budget(self) -> SendBudget:
+        """The account that this connection shares with others."""
+        return self._quic.budget
+
+    def acked(self, stream_id: int) -> int:
+        """Return up to which offset a stream has been acknowledged; of an unknown one, -1."""
+        stream = self._quic._streams.get(stream_id)
+        return -1 if stream is None else stream.sender._buffer_start
+
+    def sending_finished(self, stream_id: int) -> bool:
+        """Return whether all that we sent, end or reset, has been acknowledged."""
+        stream = self._quic._streams.get(stream_id)
+        return stream is None or stream.sender.is_finished
+
+    def sent(self, stream_id: int) -> int:
+        """Return up to which offset a stream has been sent at least once."""
+        stream = self._quic._streams.get(stream_id)
+        return 0 if stream is None else stream.sender.highest_offset
+
+    def received(self, stream_id: int) -> int:
+        """Return up to which offset a stream has arrived, or its final size if it was reset."""
+        stream = self._quic._streams.get(stream_id)
+        return 0 if stream is None else stream.receiver.highest_offset
+
+    def gone(self, stream_id: int) -> bool:
+        """Return whether a stream existed and is finished and forgotten."""
+        return self._quic._stream_is_discarded(stream_id)
+
+    def may_open(self, stream_id: int) -> bool:
+        """Return whether the peer is allowed to have a stream of this id."""
+        return stream_id // 4 < self._quic._stream_limit(stream_id).value
+
+    def reset(self, stream_id: int, code: int) -> None:
+        """Abandon our sending side; idempotent, and nothing once it is finished."""
+        stream = self._quic._streams.get(stream_id)
+        if stream is not None:
+            stream.sender.reset(code)
+
+    def stop(self, stream_id: int, code: int) -> None:
+        """Ask the peer to stop sending; idempotent, and nothing once all has arrived."""
+        stream = self._quic._streams.get(stream_id)
+        if stream is not None and not stream.receiver.is_finished:
+            stream.receiver.stop(code)
+
+    def hold(self, stream_id: int, held: bool) -> None:
+        """Keep a stream's slot taken (the peer gets no new stream for it), or let it go."""
+        stream = self._quic._streams.get(stream_id)
+        if stream is not None:
+            stream.held = held
+
+    def consumed(self, stream_id: int, size: int) -> bool:
+        """Give back credit for bytes that were read; returns whether an update is due."""
+        stream = self._quic._streams.get(stream_id)
+        if stream is None:
+            return False
+        stream.consumed += size
+        return self._move_limit(stream)
+
+    def set_window(self, stream_id: int, window: int) -> bool:
+        """Change how far the peer may be ahead of the reader; returns whether it sends sooner."""
+        stream = self._quic._streams.get(stream_id)
+        if stream is None:
+            return False
+        stream.window = window
+        return self._move_limit(stream)
+
+    def _move_limit(self, stream: _Stream) -> bool:
+        limit = stream.consumed + stream.window
+        if stream.receiver.is_finished or limit - stream.max_stream_data_local < stream.window / 2:
+            return False
+        stream.max_stream_data_local = limit
+        return True
+
+    # Datagrams
+
+    @property
+    def max_datagram(self) -> int:
+        """The largest payload of a DATAGRAM frame; 0 if the peer takes none."""
+        quic = self._quic
+        accepted = quic._remote_max_datagram_frame_size
+        if not accepted:
+            return 0
+        fits = quic._max_datagram_size - _DATAGRAM_OVERHEAD - len(quic._peer_cid.cid)
+        return max(0, min(fits, accepted - 3))
+
+    def send_datagram(self, data: bytes) -> None:
+        """Queue a DATAGRAM frame; when the queue is full the oldest goes, counted."""
+        self._datagrams.push(data)
+
+    # Life
+
+    def ping(self) -> None:
+        """Send a PING, which the peer must acknowledge."""
+        self._pings += 1
+        self._quic.send_ping(self._pings)
+
+    @property
+    def connection_id(self) -> bytes:
+        """The connection id that the peer first addresses us by."""
+        return self._quic.host_cid
+
+    @property
+    def idle_timeout(self) -> float:
+        """The effective idle timeout: the smaller of both sides'."""
+        remote = self._quic._remote_max_idle_timeout
+        return min(self._options.idle_timeout, remote) if remote else self._options.idle_timeout
+
+    @property
+    def peer_certificate(self) -> bytes:
+        """The peer's certificate in DER form; empty before there is one."""
+        tls = getattr(self._quic, "tls", None)
+        certificate = None if tls is None else tls._peer_certificate
+        return b"" if certificate is None else certificate.public_bytes(Encoding.DER)
+
+    def stats(self) -> dict[str, float]:
+        """Return round-trip time, window and counters."""
+        loss = self._quic._loss
+        return {
+            "rtt": loss._rtt_smoothed,
+            "min_rtt": loss._rtt_min if loss._rtt_initialized else 0.0,
+            "congestion_window": loss.congestion_window,
+            "bytes_in_flight": loss.bytes_in_flight,
+            "bytes_buffered": self._quic.buffered,
+            "frames_lost": self._quic.frames_lost,
+            "packets_sent": self.packets_sent,
+            "packets_received": self.packets_received,
+            "bytes_sent": self.bytes_sent,
+            "bytes_received": self.bytes_received,
+            "datagrams_dropped": self._datagrams.dropped,
+            "streams": len(self._quic._streams),
+        }

@@ -1,0 +1,135 @@
+"""
+What a connection remembers of its sessions and streams, and the settings they rest on.
+
+Records without behaviour, and pure functions over settings; who changes them is sessions.py,
+incoming.py and webtransport.py.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from enum import Enum
+
+from ..config import TransportConfig
+from . import codes
+from .capsules import CapsuleReader
+from .codes import Draft
+from .flow import SessionFlow
+
+__all__ = [
+    "Session",
+    "SessionPhase",
+    "Stream",
+    "bad_setting",
+    "local_settings",
+    "missing_requirement",
+]
+
+
+class SessionPhase(Enum):
+    """Where a session is in its life."""
+
+    CONNECTING = "connecting"
+    OPEN = "open"
+    ENDED = "ended"
+
+
+@dataclass(slots=True, eq=False)
+class Session:
+    """One session, from its request until the request stream is over."""
+
+    id: int
+    draft: Draft
+    phase: SessionPhase = SessionPhase.CONNECTING
+    reader: CapsuleReader = field(default_factory=CapsuleReader)
+    # None: flow control is off.
+    flow: SessionFlow | None = None
+    # What the client offered, to check the server's choice.
+    offered: tuple[str, ...] = ()
+    # Streams by id, until they are over; how many of them the peer opened.
+    streams: dict[int, Stream] = field(default_factory=dict)
+    incoming: int = 0
+    # Receive window granted to its streams beyond the initial ones.
+    granted: int = 0
+    # Capsules that came before the session was accepted.
+    early: bytearray = field(default_factory=bytearray)
+    # Whether a CLOSE arrived, after which nothing may; whether the stream's end did.
+    close_received: bool = False
+    receive_done: bool = False
+
+    @property
+    def live(self) -> bool:
+        return self.phase is not SessionPhase.ENDED
+
+
+@dataclass(slots=True, eq=False)
+class Stream:
+    """One WebTransport stream, until both directions are over and all was read."""
+
+    id: int
+    session_id: int
+    # Bytes of the prefix, which are not the application's.
+    prefix: int
+    own: bool
+    # Whether the application has taken it: then it has its full window.
+    accepted: bool = False
+    # Bytes of the body delivered upward, and those of them that were not consumed yet.
+    received: int = 0
+    unread: int = 0
+    receive_done: bool = False
+    stopped: bool = False
+    # Bytes of the body written.
+    written: int = 0
+    send_done: bool = False
+    # The wire code of a reset that waits for the prefix to be acknowledged.
+    pending_reset: int | None = None
+    # Window beyond the initial one.
+    granted: int = 0
+    # Body that came before the session; None once the session is open.
+    early: bytearray | None = None
+
+
+def local_settings(config: TransportConfig, *, is_client: bool) -> dict[int, int]:
+    """Return the SETTINGS we send: those of every draft that peers speak, at once."""
+    sessions = config.max_sessions_per_connection
+    # Each session gets half of the connection's streams to begin with; a session that keeps
+    # them is limited to its fair share as soon as there are more sessions (incoming.py).
+    streams = config.max_incoming_streams // 2
+    settings = {
+        codes.SETTING_QPACK_MAX_TABLE_CAPACITY: 0,
+        codes.SETTING_MAX_FIELD_SECTION_SIZE: config.max_field_section_size,
+        codes.SETTING_QPACK_BLOCKED_STREAMS: 0,
+        codes.SETTING_H3_DATAGRAM: 1,
+        codes.SETTING_ENABLE_WEBTRANSPORT: 1,
+        codes.SETTING_WEBTRANSPORT_MAX_SESSIONS: sessions,
+        codes.SETTING_WT_MAX_SESSIONS: sessions,
+        codes.SETTING_WT_ENABLED: 1,
+        codes.SETTING_WT_INITIAL_MAX_DATA: max(config.session_window, config.stream_window),
+        codes.SETTING_WT_INITIAL_MAX_STREAMS_UNI: streams,
+        codes.SETTING_WT_INITIAL_MAX_STREAMS_BIDI: streams,
+    }
+    if not is_client:
+        settings[codes.SETTING_ENABLE_CONNECT_PROTOCOL] = 1
+    return settings
+
+
+def missing_requirement(
+    draft: Draft | None, settings: Mapping[int, int], *, datagrams: bool
+) -> str | None:
+    """Return what a server lacks for WebTransport, or None (webtrans-http3-16 3.1)."""
+    if draft is None:
+        return "The server speaks HTTP/3, but no WebTransport that this client knows."
+    if settings.get(codes.SETTING_H3_DATAGRAM) != 1 or not datagrams:
+        return "The server does not support HTTP/3 datagrams, which WebTransport needs."
+    if draft.number > 6 and settings.get(codes.SETTING_ENABLE_CONNECT_PROTOCOL) != 1:
+        return "The server does not support extended CONNECT, which WebTransport needs."
+    return None
+
+
+def bad_setting(settings: Mapping[int, int], *, is_client: bool) -> str | None:
+    """Return what is illegal in a peer's SETTINGS, or None; a H3_SETTINGS_ERROR if any."""
+    # webtrans-http3-16 9.2. aioquic checks ENABLE_WEBTRANSPORT and those of HTTP/3 itself.
+    if is_client and settings.get(codes.SETTING_WT_ENABLED, 0) > 1:
+        return "WT_ENABLED is neither 0 nor 1"
+    return None

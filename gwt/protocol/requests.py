@@ -1,0 +1,189 @@
+"""
+The extended CONNECT that asks for a session, and its answer: headers checked and built.
+
+Pure functions over header lists. What is wrong with a peer's headers comes back as a string that
+says so; the caller turns it into the stream error H3_MESSAGE_ERROR.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Mapping, Sequence
+
+from . import codes
+from .codes import Draft
+from .events import Headers, SessionRequested
+
+__all__ = [
+    "build_request",
+    "build_response",
+    "chosen_subprotocol",
+    "decode_headers",
+    "encode_headers",
+    "is_session_request",
+    "parse_request",
+    "parse_subprotocols",
+]
+
+# RFC 9110 5.6.2: what a field name consists of; HTTP/3 wants it in lower case.
+_NAME = re.compile(rb"[!#$%&'*+\-.^_`|~0-9a-z]+")
+_BAD_VALUE = re.compile(rb"[\x00-\x08\x0a-\x1f\x7f]")
+
+# RFC 9114 4.2: a message with any of these is malformed.
+_CONNECTION_SPECIFIC = frozenset(
+    (b"connection", b"keep-alive", b"proxy-connection", b"transfer-encoding", b"upgrade", b"te")
+)
+
+# RFC 8941 3.3.3 and 3.3.4: a string or a token, then parameters that mean nothing here.
+_SF_ITEM = re.compile(
+    r"""[ \t]*(?:"((?:[ !#-\[\]-~]|\\["\\])*)"|([A-Za-z*][!#$%&'*+\-.^_`|~0-9A-Za-z:/]*))"""
+    r"""(?:;[ ]*[a-z*][a-z0-9_\-.*]*(?:=(?:"(?:[ !#-\[\]-~]|\\["\\])*"|[^",;]*))?)*[ \t]*"""
+)
+
+# How many subprotocols of an offer are looked at.
+_MAX_SUBPROTOCOLS = 64
+
+
+def is_session_request(headers: Iterable[tuple[bytes, bytes]]) -> bool:
+    """Return whether a request is an extended CONNECT for WebTransport."""
+    found = dict(headers)
+    return found.get(b":method") == b"CONNECT" and found.get(b":protocol") in codes.PROTOCOLS
+
+
+def parse_request(session_id: int, headers: Headers) -> SessionRequested | str:
+    """Check a request for a session; returns the event, or what is wrong (RFC 9220 3)."""
+    pseudo = {name: value for name, value in headers if name.startswith(b":")}
+    for name in (b":scheme", b":authority", b":path"):
+        if not pseudo.get(name):
+            return f"{name.decode()} is missing"
+    if pseudo[b":scheme"] != b"https":
+        return ":scheme is not https"
+    origins = [value for name, value in headers if name == b"origin"]
+    if len(origins) > 1:
+        return "origin is given twice"
+    try:
+        authority = pseudo[b":authority"].decode("ascii")
+        path = pseudo[b":path"].decode("ascii")
+        origin = origins[0].decode("ascii") if origins else None
+    except UnicodeDecodeError:
+        return "a pseudo-header or the origin is not ASCII"
+    if not path.startswith("/") or "#" in path:
+        return ":path is not a path"
+    if any(c in authority for c in "/?#@ "):
+        return ":authority is not a host"
+    offers = [value for name, value in headers if name in codes.OFFER_HEADERS]
+    return SessionRequested(
+        session_id, authority, path, origin, parse_subprotocols(offers), headers
+    )
+
+
+def parse_subprotocols(values: Iterable[bytes]) -> tuple[str, ...]:
+    """
+    Return the subprotocols that header values list; an ill-formed header offers none.
+
+    Strings (draft 12 on) and tokens (before) are both understood.
+    """
+    text = ",".join(value.decode("latin-1") for value in values)
+    names: list[str] = []
+    position = 0
+    while position < len(text):
+        item = _SF_ITEM.match(text, position)
+        if item is None or len(names) >= _MAX_SUBPROTOCOLS:
+            return ()
+        position = item.end()
+        if position < len(text):
+            if text[position] != ",":
+                return ()
+            position += 1
+            if position == len(text):
+                return ()
+        quoted, token = item.groups()
+        name = token if quoted is None else re.sub(r"\\(.)", r"\1", quoted)
+        if name not in names:
+            names.append(name)
+    return tuple(names)
+
+
+def _item(name: str, quoted: bool) -> str:
+    if not quoted:
+        return name
+    escaped = name.replace("\\", "\\\\").replace('"', '\\"')
+    return f'"{escaped}"'
+
+
+def _subprotocol_list(names: Sequence[str], quoted: bool) -> bytes:
+    return ", ".join(_item(name, quoted) for name in names).encode("ascii")
+
+
+def build_request(
+    draft: Draft,
+    authority: str,
+    path: str,
+    *,
+    origin: str | None = None,
+    subprotocols: Sequence[str] = (),
+    headers: Headers | None = None,
+) -> Headers:
+    """Return the headers of a request for a session in the form of a draft."""
+    request: Headers = [
+        (b":method", b"CONNECT"),
+        (b":protocol", draft.protocol),
+        (b":scheme", b"https"),
+        (b":authority", authority.encode("ascii")),
+        (b":path", path.encode("ascii")),
+    ]
+    if draft.number == 2:
+        request.append(codes.DRAFT02_REQUEST)
+    if origin is not None:
+        request.append((b"origin", origin.encode("ascii")))
+    if subprotocols:
+        request.append((draft.offer_header, _subprotocol_list(subprotocols, draft.quoted)))
+    return request + (headers or [])
+
+
+def build_response(
+    draft: Draft, *, subprotocol: str | None = None, headers: Headers | None = None
+) -> Headers:
+    """Return the headers that accept a session."""
+    response: Headers = [(b":status", b"200")]
+    if draft.number == 2:
+        response.append(codes.DRAFT02_RESPONSE)
+    if subprotocol is not None:
+        response.append((draft.choice_header, _subprotocol_list([subprotocol], draft.quoted)))
+    return response + (headers or [])
+
+
+def chosen_subprotocol(headers: Headers, offered: Sequence[str]) -> str | None:
+    """Return the subprotocol that a server chose, or None if it chose none that was offered."""
+    chosen = parse_subprotocols(value for name, value in headers if name in codes.CHOICE_HEADERS)
+    return chosen[0] if len(chosen) == 1 and chosen[0] in offered else None
+
+
+def encode_headers(headers: Mapping[str, str] | Iterable[tuple[str, str]]) -> Headers:
+    """
+    Encode headers of an application; raises ValueError for one that HTTP/3 cannot carry.
+
+    aioquic sends whatever it is given, and one bad header makes a peer close the connection.
+    """
+    items = headers.items() if isinstance(headers, Mapping) else headers
+    encoded: Headers = []
+    for name, value in items:
+        raw_name = name.lower().encode("ascii", "replace")
+        raw_value = value.strip(" \t").encode("latin-1", "replace")
+        if not _NAME.fullmatch(raw_name):
+            raise ValueError(f"{name!r} is not a header name.")
+        if raw_name in _CONNECTION_SPECIFIC:
+            raise ValueError(f"The header {name!r} does not exist in HTTP/3.")
+        if _BAD_VALUE.search(raw_value):
+            raise ValueError(f"The header {name!r} has a value with control characters.")
+        encoded.append((raw_name, raw_value))
+    return encoded
+
+
+def decode_headers(headers: Sequence[tuple[bytes, bytes]]) -> dict[str, str]:
+    """Return headers as a dict of text; of several with one name, joined by commas."""
+    decoded: dict[str, str] = {}
+    for raw_name, raw_value in headers:
+        name, value = raw_name.decode("latin-1"), raw_value.decode("latin-1")
+        decoded[name] = f"{decoded[name]}, {value}" if name in decoded else value
+    return decoded
