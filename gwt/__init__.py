@@ -1,0 +1,181 @@
+"""
+WebTransport, HTTP/3 and WebSocket for programs made of greenlets.
+
+The public names, and nothing else; each is imported when it is first used, so that
+``import gwt`` costs nothing and never monkey-patches.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+from .version import VERSION
+
+if TYPE_CHECKING:
+    from .client import ClientStats, WebTransportClient, connect
+    from .config import ClientConfig, ServerConfig
+    from .connection import WebTransportConnection
+    from .errors import (
+        CertificateError,
+        ClientError,
+        ConcurrencyError,
+        ConfigError,
+        ConfigurationError,
+        ConnectionClosed,
+        DatagramTooLarge,
+        GwtError,
+        HandshakeError,
+        IncompleteRead,
+        LimitExceeded,
+        LocalProtocolError,
+        MessageTooLarge,
+        PoolExhausted,
+        ProtocolError,
+        Reject,
+        RemoteProtocolError,
+        RequirementsNotMet,
+        SessionClosed,
+        SessionError,
+        SessionRejected,
+        StreamError,
+        StreamReset,
+        StreamStopped,
+        TooManyConnections,
+        TooManySessions,
+        TooManyStreams,
+        UnknownOption,
+        WebSocketClosed,
+        WebSocketClosedError,
+        WebSocketClosedOK,
+        WebSocketError,
+    )
+    from .request import Request
+    from .server import App, Server, serve
+    from .session import SessionState, WebTransportSession
+    from .stream import (
+        StreamDirection,
+        StreamState,
+        WebTransportReceiveStream,
+        WebTransportSendStream,
+        WebTransportStream,
+    )
+
+__version__ = VERSION
+
+_HOMES = {
+    "client": ["ClientStats", "WebTransportClient", "connect"],
+    "config": ["ClientConfig", "ServerConfig"],
+    "connection": ["WebTransportConnection"],
+    "errors": [
+        "CertificateError",
+        "ClientError",
+        "ConcurrencyError",
+        "ConfigError",
+        "ConfigurationError",
+        "ConnectionClosed",
+        "DatagramTooLarge",
+        "GwtError",
+        "HandshakeError",
+        "IncompleteRead",
+        "LimitExceeded",
+        "LocalProtocolError",
+        "MessageTooLarge",
+        "PoolExhausted",
+        "ProtocolError",
+        "Reject",
+        "RemoteProtocolError",
+        "RequirementsNotMet",
+        "SessionClosed",
+        "SessionError",
+        "SessionRejected",
+        "StreamError",
+        "StreamReset",
+        "StreamStopped",
+        "TooManyConnections",
+        "TooManySessions",
+        "TooManyStreams",
+        "UnknownOption",
+        "WebSocketClosed",
+        "WebSocketClosedError",
+        "WebSocketClosedOK",
+        "WebSocketError",
+    ],
+    "request": ["Request"],
+    "server": ["App", "Server", "serve"],
+    "session": ["SessionState", "WebTransportSession"],
+    "stream": [
+        "StreamDirection",
+        "StreamState",
+        "WebTransportReceiveStream",
+        "WebTransportSendStream",
+        "WebTransportStream",
+    ],
+}
+_HOME = {name: module for module, names in _HOMES.items() for name in names}
+
+__all__ = [
+    "App",
+    "CertificateError",
+    "ClientConfig",
+    "ClientError",
+    "ClientStats",
+    "ConcurrencyError",
+    "ConfigError",
+    "ConfigurationError",
+    "ConnectionClosed",
+    "DatagramTooLarge",
+    "GwtError",
+    "HandshakeError",
+    "IncompleteRead",
+    "LimitExceeded",
+    "LocalProtocolError",
+    "MessageTooLarge",
+    "PoolExhausted",
+    "ProtocolError",
+    "Reject",
+    "RemoteProtocolError",
+    "Request",
+    "RequirementsNotMet",
+    "Server",
+    "ServerConfig",
+    "SessionClosed",
+    "SessionError",
+    "SessionRejected",
+    "SessionState",
+    "StreamDirection",
+    "StreamError",
+    "StreamReset",
+    "StreamState",
+    "StreamStopped",
+    "TooManyConnections",
+    "TooManySessions",
+    "TooManyStreams",
+    "UnknownOption",
+    "WebSocketClosed",
+    "WebSocketClosedError",
+    "WebSocketClosedOK",
+    "WebSocketError",
+    "WebTransportClient",
+    "WebTransportConnection",
+    "WebTransportReceiveStream",
+    "WebTransportSendStream",
+    "WebTransportSession",
+    "WebTransportStream",
+    "__version__",
+    "connect",
+    "serve",
+]
+
+
+def __getattr__(name: str) -> Any:
+    home = _HOME.get(name)
+    if home is None:
+        raise AttributeError(f"module 'gwt' has no attribute {name!r}")
+    value = getattr(import_module(f".{home}", __name__), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

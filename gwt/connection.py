@@ -1,0 +1,464 @@
+"""
+Drive one QUIC connection: datagrams in, greenlets woken, datagrams out.
+
+Everything here but the few calls that say so runs in the quiet zone: called from the endpoint's
+reader or from a hub callback, so nothing may wait, log, or run user code. The protocol decides;
+this file carries bytes. What wakes user code is feeding a stream or a session.
+"""
+
+from __future__ import annotations
+
+import itertools
+import logging
+import time
+import traceback
+from collections.abc import Callable, MutableMapping
+from enum import Enum
+from typing import TYPE_CHECKING, Any
+
+import gevent
+from gevent.hub import get_hub
+
+from .config import TransportConfig
+from .errors import ConnectionClosed
+from .net.timers import Timer
+from .net.udp import Address, UdpEndpoint
+from .net.waiting import Deadline, Signal, native_thread
+from .observe import Counters
+from .protocol import codes, events
+from .protocol.webtransport import WebTransport
+
+if TYPE_CHECKING:
+    from .session import WebTransportSession
+    from .stream_common import StreamHalf
+
+__all__ = ["ConnectionState", "WebTransportConnection"]
+
+logger = logging.getLogger("gwt")
+
+# A timer that is later than this was late because the hub was blocked: what waits in the socket
+# is read first, and for at most this long, before time-outs count.
+_STALL = 0.05
+_MAX_STALL_READING = 1.0
+
+_ids = itertools.count(1)
+
+
+class ConnectionState(Enum):
+    """Where a connection is in its life."""
+
+    CONNECTING = "connecting"
+    CONNECTED = "connected"
+    CLOSED = "closed"
+
+
+class WebTransportConnection:
+    """
+    One QUIC connection and the sessions on it; user code meets it as ``session.connection``.
+
+    Closing it ends every session on it.
+    """
+
+    def __init__(
+        self,
+        endpoint: UdpEndpoint,
+        protocol: WebTransport,
+        routes: MutableMapping[bytes, Any],
+        config: TransportConfig,
+        *,
+        keep_alive: bool,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self.endpoint = endpoint
+        self.protocol = protocol
+        self.config = config
+        self.id = f"connection-{next(_ids)}"
+        self.state = ConnectionState.CONNECTING
+        self.counters = Counters()
+        self.is_client = protocol.is_client
+
+        # The peer's last packet, on the monotonic clock.
+        self.last_active = clock()
+
+        # Sessions by CONNECT stream id; a session leaves when it ended, before its handler
+        # returns. Streams by id, of all sessions.
+        self._sessions: dict[int, WebTransportSession] = {}
+        self._streams: dict[int, Any] = {}
+
+        # Why the connection ended. Set once: the first reason wins.
+        self.closed: ConnectionClosed | None = None
+
+        # What the network said instead of a peer, if it did.
+        self.network_error: OSError | None = None
+
+        # When a handshake that is not completed is given up; None leaves it to the caller.
+        self.handshake_deadline: float | None = None
+
+        # Answers a request for a session; on a server only.
+        self.on_request: (
+            Callable[[WebTransportConnection, events.SessionRequested], None] | None
+        ) = None
+
+        self._clock = clock
+        self._hub = get_hub()
+        self._thread = native_thread()
+        self._keep_alive = keep_alive
+        self._pinged_at = 0.0
+        self._changed = Signal()
+        self._end_callbacks: list[Callable[[Any], None]] | None = []
+        self._gone_callbacks: list[Callable[[], None]] = []
+
+        # Where a client sends to first; where packets come from, and to which address of ours.
+        self.destination: Address | None = None
+        self._peer: Address | None = None
+        self._local: str | None = None
+
+        # Connection ids that lead here.
+        self._routes = routes
+        self._connection_ids: set[bytes] = set()
+
+        # True while a flush is due at the end of this turn of the loop.
+        self._flush_due = False
+        self._timer = Timer(self._on_timer, clock=clock)
+        self.add_route(protocol.quic.connection_id)
+
+    def __repr__(self) -> str:
+        return (
+            f"<WebTransportConnection {self.id} {self.state.value} "
+            f"peer={self.remote_address} sessions={len(self._sessions)}>"
+        )
+
+    # What users may ask
+
+    @property
+    def is_closed(self) -> bool:
+        """Whether the connection carries nothing any more."""
+        return self.closed is not None
+
+    @property
+    def remote_address(self) -> Address | None:
+        """The peer's address as (host, port), as its last packet had it."""
+        return self._peer[:2] if self._peer is not None else None
+
+    @property
+    def local_address(self) -> Address | None:
+        """Our address as (host, port)."""
+        if self.endpoint.closed:
+            return None
+        host, port = self.endpoint.address[:2]
+        return (self._local or host, port)
+
+    @property
+    def sessions(self) -> list[WebTransportSession]:
+        """The live sessions on this connection."""
+        return list(self._sessions.values())
+
+    def close(self, code: int = 0, reason: str = "") -> None:
+        """
+        Close the connection at once, and with it every session; idempotent, does not wait.
+
+        `code` 0 is H3_NO_ERROR on the wire. To lose nothing, close the sessions first.
+        """
+        self.check_thread()
+        if self.closed is None:
+            self.protocol.close(code or codes.H3_NO_ERROR, reason)
+            self.pump()
+
+    abort = close
+
+    def wait_closed(self, timeout: float | None = None) -> None:
+        """Wait until the connection is closed, by whomever; raises TimeoutError."""
+        deadline = Deadline(timeout)
+        while self.closed is None:
+            self._changed.wait(deadline)
+
+    def stats(self) -> dict[str, Any]:
+        """Return round-trip time, congestion window, and counters; sizes in bytes."""
+        return {
+            **self.protocol.quic.stats(),
+            **self.protocol.counters,
+            **self.counters,
+            "sessions": len(self._sessions),
+            "webtransport_streams": len(self._streams),
+        }
+
+    def on_end(self, callback: Callable[[Any], None]) -> None:
+        """Call ``callback(connection)`` once it has ended, at once if it has; it must not wait."""
+        if self._end_callbacks is None:
+            callback(self)
+        else:
+            self._end_callbacks.append(callback)
+
+    # For the floor's other files
+
+    def check_thread(self) -> None:
+        """Raise RuntimeError in another thread than the one whose hub drives the connection."""
+        if native_thread() != self._thread:
+            raise RuntimeError(
+                "This object belongs to the hub of another thread; use server.call() to reach it."
+            )
+
+    def close_timeout(self, timeout: float | None) -> float:
+        """Return a timeout of close(), or the configured one."""
+        return self.config.close_timeout if timeout is None else timeout
+
+    def wait_change(self, deadline: Deadline) -> None:
+        """Block until the connection became ready, or closed."""
+        self._changed.wait(deadline)
+
+    def start_client(self, address: Address) -> None:
+        """Send the first packets to a server."""
+        self.destination = address
+        self.protocol.quic.connect(address, self._clock())
+        self.flush()
+
+    def pump(self) -> None:
+        """Let what the protocol was just told take effect at once: events and packets."""
+        self._dispatch_all(self.protocol.next_events())
+        self.flush()
+
+    def fail(self, error: OSError) -> None:
+        """End a connection whose peer cannot be reached, without another packet."""
+        if self.closed is None:
+            self.network_error = error
+            self.protocol.quic.close(codes.QUIC_INTERNAL_ERROR, str(error), application=False)
+            self.protocol.close()
+            self._dispatch_all(self.protocol.next_events())
+            self._gone()
+
+    def discard(self) -> None:
+        """Forget a connection that was never used."""
+        self._end(ConnectionClosed(codes.QUIC_CONNECTION_REFUSED, "not admitted", False))
+        self._gone()
+
+    def reject(self, session: WebTransportSession, status: int, **answer: Any) -> None:
+        """Refuse a session that a client asked for."""
+        self._sessions.pop(session.stream_id, None)
+        self.protocol.reject_session(session.stream_id, status, **answer)
+        session.feed_ended(None, f"rejected with status {status}", False)
+        self.pump()
+
+    def add_session(self, session: WebTransportSession) -> None:
+        """Feed a session from now on."""
+        self._sessions[session.stream_id] = session
+
+    def add_stream(self, stream: StreamHalf) -> None:
+        """Feed a stream from now on."""
+        self._streams[stream.stream_id] = stream
+
+    def forget_stream(self, stream_id: int) -> None:
+        """Feed a stream no more."""
+        self._streams.pop(stream_id, None)
+
+    def add_route(self, connection_id: bytes) -> None:
+        """Take datagrams for a connection id."""
+        self._connection_ids.add(connection_id)
+        self._routes[connection_id] = self
+
+    def on_gone(self, callback: Callable[[], None]) -> None:
+        """Call `callback` when the closing period is over and nothing more is sent."""
+        self._gone_callbacks.append(callback)
+
+    # Receiver: in
+
+    def receive(self, datagrams: list[bytes], address: Address, local: str | None) -> None:
+        """Take datagrams. Never raises: the reader must live."""
+        now = self.last_active = self._clock()
+        self._peer = address
+        self._local = local
+        try:
+            self._dispatch_all(self.protocol.receive_datagrams(datagrams, address, now))
+        except Exception:
+            # Safety net: the protocol closes on a peer's errors, it does not raise.
+            self._broken()
+
+    def _dispatch_all(self, happened: list[events.Event]) -> None:
+        for event in happened:
+            self._dispatch(event)
+
+    def _dispatch(self, event: events.Event) -> None:
+        streams = self._streams
+        match event:
+            case events.StreamDataReceived(stream_id, data, ended):
+                if (stream := streams.get(stream_id)) is not None:
+                    stream.feed(data, ended)
+            case events.StreamOpened(session_id, stream_id):
+                if (session := self._sessions.get(session_id)) is not None:
+                    session.feed_stream(stream_id)
+            case events.DatagramReceived(session_id, data):
+                if (session := self._sessions.get(session_id)) is not None:
+                    session.feed_datagram(data)
+            case events.StreamWritable(stream_id) | events.StreamFlushed(stream_id):
+                if (stream := streams.get(stream_id)) is not None:
+                    stream.feed_writable()
+            case events.StreamFinished(stream_id):
+                if (stream := streams.get(stream_id)) is not None:
+                    stream.feed_finished()
+            case events.StreamReset(stream_id, code):
+                if (stream := streams.get(stream_id)) is not None:
+                    stream.feed_reset(code)
+            case events.StreamStopped(stream_id, code):
+                if (stream := streams.get(stream_id)) is not None:
+                    stream.feed_stopped(code)
+            case events.StreamAvailable(session_id):
+                if (session := self._sessions.get(session_id)) is not None:
+                    session.feed_available()
+            case events.SessionRequested():
+                assert self.on_request is not None
+                self.on_request(self, event)
+            case events.SessionAccepted(session_id, subprotocol, headers):
+                if (session := self._sessions.get(session_id)) is not None:
+                    session.feed_accepted(subprotocol, headers)
+            case events.SessionRefused(session_id, status, code, headers):
+                if (session := self._sessions.pop(session_id, None)) is not None:
+                    session.feed_refused(status, code, headers)
+            case events.SessionDraining(session_id):
+                if (session := self._sessions.get(session_id)) is not None:
+                    session.feed_draining()
+            case events.SessionEnded(session_id, code, reason, remote):
+                if (session := self._sessions.pop(session_id, None)) is not None:
+                    session.feed_ended(code, reason, remote)
+            case events.SessionGone():
+                self._changed.notify()
+                self._close_if_unused()
+            case events.ConnectionIdAdded(connection_id):
+                self.add_route(connection_id)
+            case events.ConnectionIdRetired(connection_id):
+                self._drop_route(connection_id)
+            case events.HandshakeCompleted():
+                self.state = ConnectionState.CONNECTED
+                self._changed.notify()
+            case events.ConnectionReady():
+                self._changed.notify()
+            case events.ConnectionEnded(code, reason, remote, application):
+                self._end(ConnectionClosed(code, reason, remote, application=application))
+
+    def _close_if_unused(self) -> None:
+        # webtrans-http3-16 6: our close of the session has been acknowledged, so the
+        # connection's cannot overtake it. A client's connection is there for its sessions.
+        if self.is_client and not self.protocol.sessions and self.closed is None:
+            self.protocol.close(codes.H3_NO_ERROR)
+            self._dispatch_all(self.protocol.next_events())
+
+    def _broken(self) -> None:
+        text = traceback.format_exc()
+        self.counters.note("internal_errors", text)
+        # The quiet zone does not log; a greenlet does.
+        gevent.spawn(logger.error, "A connection was closed by an internal error.\n%s", text)
+        self.protocol.close(codes.H3_INTERNAL_ERROR, "internal error")
+        self._dispatch_all(self.protocol.next_events())
+
+    def _end(self, error: ConnectionClosed) -> None:
+        if self.closed is not None:
+            return
+        self.closed = error
+        self.state = ConnectionState.CLOSED
+        for session in list(self._sessions.values()):
+            session.feed_ended(None, error.reason, error.remote)
+        self._sessions.clear()
+        self._changed.notify()
+        callbacks, self._end_callbacks = self._end_callbacks or [], None
+        for callback in callbacks:
+            callback(self)
+
+    # Out
+
+    def flush_soon(self) -> None:
+        """Send at the end of this turn of the loop: many writes share packets."""
+        if not self._flush_due:
+            self._flush_due = True
+            self._hub.loop.run_callback(self._flush_if_due)
+
+    def _flush_if_due(self) -> None:
+        if self._flush_due:
+            self.flush()
+
+    def flush(self) -> None:
+        """One pass of sending, and the timer set to what comes next. Never raises."""
+        self._flush_due = False
+        if self.endpoint.closed:
+            return
+        if self.endpoint.blocked:
+            self.endpoint.flush_when_writable(self)
+            return
+        try:
+            protocol = self.protocol
+            outgoing = protocol.datagrams_to_send(self._clock())
+            if outgoing:
+                self._send(outgoing)
+            self._dispatch_all(protocol.next_events())
+            self._arm()
+        except Exception:
+            # Safety net: bytes of a peer have been looked at before they are answered.
+            if self.closed is None:
+                self._broken()
+
+    def _send(self, outgoing: list[tuple[bytes, Address]]) -> None:
+        address = outgoing[0][1]
+        if outgoing[-1][1] == address:
+            self.endpoint.send([data for data, _ in outgoing], address, self._local)
+            return
+        # Probes of a new path go elsewhere than the rest.
+        for data, destination in outgoing:
+            self.endpoint.send([data], destination, self._local)
+
+    # Time
+
+    def _arm(self) -> None:
+        deadline = self.protocol.next_timer()
+        if deadline is None:
+            self._gone()
+            return
+        if self.state is ConnectionState.CONNECTED:
+            if self._keep_alive:
+                deadline = min(deadline, self._ping_due())
+        elif self.handshake_deadline is not None and self.closed is None:
+            deadline = min(deadline, self.handshake_deadline)
+        self._timer.arm(deadline)
+
+    def _ping_due(self) -> float:
+        interval = min(self.config.keep_alive_interval, self.protocol.quic.idle_timeout / 3)
+        return max(self.last_active, self._pinged_at) + interval
+
+    def _on_timer(self) -> None:
+        now = self._clock()
+        due = self._timer.deadline or now
+        if now - due > _STALL or self.endpoint.behind:
+            # The hub was blocked, or is behind: the peer's packets may be waiting in the socket,
+            # and they go before any time-out.
+            self.endpoint.drain()
+            if self.endpoint.behind and now - due < _MAX_STALL_READING:
+                # Not a callback: those of one turn run before the loop reads again.
+                self._timer.arm(None)
+                self._timer.arm(due)
+                return
+        try:
+            if self.state is ConnectionState.CONNECTED:
+                if self._keep_alive and now >= self._ping_due():
+                    self._pinged_at = now
+                    self.protocol.quic.ping()
+            elif self.handshake_deadline is not None and now >= self.handshake_deadline:
+                self.counters.note("handshakes_timed_out")
+                self.protocol.quic.close(
+                    codes.QUIC_CONNECTION_REFUSED, "handshake timeout", application=False
+                )
+            self._dispatch_all(self.protocol.on_timer(now))
+        except Exception:
+            # Safety net, as in receive().
+            self._broken()
+        self.flush()
+
+    def _drop_route(self, connection_id: bytes) -> None:
+        self._connection_ids.discard(connection_id)
+        if self._routes.get(connection_id) is self:
+            del self._routes[connection_id]
+
+    def _gone(self) -> None:
+        """The closing period is over: nothing leads here any more."""
+        self._timer.close()
+        self._flush_due = False
+        for connection_id in list(self._connection_ids):
+            self._drop_route(connection_id)
+        callbacks, self._gone_callbacks = self._gone_callbacks, []
+        for callback in callbacks:
+            callback()

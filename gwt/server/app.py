@@ -1,0 +1,118 @@
+"""
+App: what a server serves. Routes, middleware, and the WSGI application behind them.
+
+Knows paths and functions, no network: a server asks it who handles a request.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field
+from typing import Any
+
+from werkzeug.exceptions import HTTPException
+from werkzeug.routing import Map, Rule
+
+from ..config import ServerConfig
+from ..errors import ConfigError, Reject
+from ..request import Request
+
+__all__ = ["App", "Route"]
+
+Handler = Callable[..., Any]
+WSGIApplication = Callable[[dict[str, Any], Callable[..., Any]], Iterable[bytes]]
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Route:
+    """One path of one protocol, its handler, and the options that override the server's."""
+
+    path: str
+    handler: Handler
+    options: dict[str, Any] = field(default_factory=dict)
+
+    def config(self, server: ServerConfig) -> ServerConfig:
+        """Return the server's config with this route's options."""
+        return server.update(**self.options)
+
+
+class App:
+    """
+    Routes for WebTransport, middleware, and optionally a WSGI application for all else.
+
+    Paths are Werkzeug's rules: ``/chat/<room>``, ``<int:n>``, ``<path:rest>``.
+    """
+
+    def __init__(self, wsgi: WSGIApplication | None = None) -> None:
+        self.wsgi = wsgi
+        self._middleware: list[Callable[[Request], object]] = []
+        self._startup: list[Callable[[], object]] = []
+        self._shutdown: list[Callable[[], object]] = []
+
+        # Slashes are taken as they are: a session cannot be redirected.
+        self._map = Map(strict_slashes=False, merge_slashes=False)
+        self._webtransport = self._map.bind("")
+
+    def __repr__(self) -> str:
+        routes = sum(1 for _ in self._map.iter_rules())
+        return f"<App routes={routes} wsgi={self.wsgi is not None}>"
+
+    def webtransport(self, path: str, **options: Any) -> Callable[[Handler], Handler]:
+        """
+        Decorate ``handler(session, **params)``, which runs in a greenlet for each session.
+
+        `options` are fields of ServerConfig that hold for this path. Returning closes the
+        session with code 0, raising with 1011. Raises ConfigError for a bad path or option.
+        """
+        # Say now, not at the first request, what is wrong with them.
+        ServerConfig().update(**options)
+
+        def register(handler: Handler) -> Handler:
+            route = Route(path, handler, options)
+            try:
+                self._map.add(Rule(path, endpoint=route))
+            except (ValueError, LookupError, TypeError) as exc:
+                raise ConfigError(
+                    f"{path!r} is not a path for a route: {exc}", field="path", value=path
+                ) from exc
+            return handler
+
+        return register
+
+    def middleware(self, function: Callable[[Request], object]) -> Callable[[Request], object]:
+        """Decorate ``fn(request)``, called before a handler; it may raise Reject."""
+        self._middleware.append(function)
+        return function
+
+    def on_startup(self, function: Callable[[], object]) -> Callable[[], object]:
+        """Decorate a function that the server calls before it listens."""
+        self._startup.append(function)
+        return function
+
+    def on_shutdown(self, function: Callable[[], object]) -> Callable[[], object]:
+        """Decorate a function that the server calls when it has stopped."""
+        self._shutdown.append(function)
+        return function
+
+    def start(self) -> None:
+        """Call the functions of on_startup, in their order."""
+        for function in self._startup:
+            function()
+
+    def stop(self) -> None:
+        """Call the functions of on_shutdown, in reverse order."""
+        for function in reversed(self._shutdown):
+            function()
+
+    def match(self, request: Request) -> tuple[Route, dict[str, Any]]:
+        """Return who handles a request, and the path's parameters; raises Reject(404)."""
+        try:
+            route, params = self._webtransport.match(request.path, method="GET")
+        except HTTPException:
+            raise Reject(404) from None
+        return route, dict(params)
+
+    def admit(self, request: Request) -> None:
+        """Call the middleware, in order of registration; what it raises passes through."""
+        for function in self._middleware:
+            function(request)

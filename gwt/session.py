@@ -1,0 +1,497 @@
+"""
+WebTransport sessions as a greenlet sees them: streams opened and accepted, datagrams, closing.
+
+Calls from above run in the caller's greenlet and may wait; methods named feed_* are fed from the
+connection, run in the quiet zone, and only store and notify.
+"""
+
+from __future__ import annotations
+
+import itertools
+import time
+from collections import deque
+from collections.abc import Callable, Iterator
+from contextlib import suppress
+from enum import Enum
+from functools import partial
+from types import TracebackType
+from typing import TYPE_CHECKING, Any, Final, Self
+
+from .config import TransportConfig
+from .errors import (
+    DatagramTooLarge,
+    GwtError,
+    HandshakeError,
+    SessionClosed,
+    SessionError,
+    SessionRejected,
+)
+from .manager.stream import StreamManager
+from .net.waiting import Deadline, Signal
+from .protocol import codes, events
+from .protocol.requests import decode_headers
+from .stream import WebTransportReceiveStream, WebTransportSendStream, WebTransportStream
+from .stream_common import check_code
+
+if TYPE_CHECKING:
+    from .connection import WebTransportConnection
+
+__all__ = ["SessionState", "WebTransportSession"]
+
+_ids = itertools.count(1)
+
+# For timeouts whose default is a field of the config.
+_CONFIGURED: Final[Any] = object()
+
+
+class SessionState(Enum):
+    """Where a session is in its life."""
+
+    CONNECTING = "connecting"
+    CONNECTED = "connected"
+    DRAINING = "draining"
+    CLOSING = "closing"
+    CLOSED = "closed"
+
+
+class WebTransportSession:
+    """
+    One WebTransport session.
+
+    Iterating it yields the peer's streams until it closes. As a context manager it closes: with
+    code 0, or at once if an exception left the block.
+    """
+
+    def __init__(
+        self,
+        connection: WebTransportConnection,
+        stream_id: int,
+        *,
+        path: str,
+        headers: dict[str, str],
+        config: TransportConfig | None = None,
+    ) -> None:
+        self.connection = connection
+        # A route may have options of its own.
+        self.config = config or connection.config
+        # On the wire it is the CONNECT request's stream id.
+        self.stream_id = stream_id
+        self.session_id = f"session-{next(_ids)}"
+        self.path = path
+        # Of the request on a server, of the response on a client.
+        self.headers = headers
+        self.subprotocol: str | None = None
+        self.state = SessionState.CONNECTING
+        self.created_at = time.monotonic()
+
+        # How it ended; no code if nobody gave one.
+        self.close_code: int | None = None
+        self.close_reason: str | None = None
+        self._error: GwtError | None = None
+
+        # The streams, ours and the peer's, until they are over.
+        self.streams = StreamManager(
+            stream_factory=self._open_stream,
+            session_factory=lambda: self,
+            max_streams=self.config.max_streams,
+            stream_cleanup_interval=None,
+        )
+        self.streams.start()
+
+        # The peer's streams that nobody accepted, in order; datagrams that nobody received.
+        self._incoming: deque[WebTransportReceiveStream] = deque()
+        self._datagrams: deque[bytes] = deque()
+        self._accepting = Signal()
+        self._receiving = Signal()
+        self._credit = Signal()
+        self._changed = Signal()
+        self._local_drain = False
+        self._end_callbacks: list[Callable[[Any], None]] | None = []
+
+        self.datagrams_sent = self.datagrams_received = self.datagrams_dropped = 0
+        self.streams_opened = self.streams_accepted = 0
+
+    def __repr__(self) -> str:
+        return (
+            f"<WebTransportSession {self.session_id} {self.state.value} {self.path} "
+            f"streams={len(self.streams)}>"
+        )
+
+    # State
+
+    @property
+    def id(self) -> str:
+        """The session's name in this process; the same as ``session_id``."""
+        return self.session_id
+
+    @property
+    def is_ready(self) -> bool:
+        """Whether streams can be opened and datagrams sent."""
+        return self.state in (SessionState.CONNECTED, SessionState.DRAINING)
+
+    @property
+    def is_closed(self) -> bool:
+        """Whether the session has ended."""
+        return self.state is SessionState.CLOSED
+
+    @property
+    def remote_address(self) -> Any:
+        """The peer's address as (host, port)."""
+        return self.connection.remote_address
+
+    @property
+    def local_address(self) -> Any:
+        """Our address as (host, port)."""
+        return self.connection.local_address
+
+    @property
+    def last_active(self) -> float:
+        """When the peer's last packet came, on the monotonic clock."""
+        return self.connection.last_active
+
+    @property
+    def max_datagram_size(self) -> int:
+        """The largest datagram that fits now, in bytes; 0 if the peer takes none."""
+        return self.connection.protocol.max_datagram_size(self.stream_id)
+
+    def stats(self) -> dict[str, Any]:
+        """Return counters of the session, its streams by state, and its connection's figures."""
+        return {
+            "state": self.state.value,
+            "uptime": time.monotonic() - self.created_at,
+            "streams_opened": self.streams_opened,
+            "streams_accepted": self.streams_accepted,
+            "streams_waiting": len(self._incoming),
+            "datagrams_sent": self.datagrams_sent,
+            "datagrams_received": self.datagrams_received,
+            "datagrams_dropped": self.datagrams_dropped,
+            "streams": self.streams.get_stats(),
+            "connection": self.connection.stats(),
+        }
+
+    def on_end(self, callback: Callable[[Any], None]) -> None:
+        """Call ``callback(session)`` once it has ended, at once if it has; it must not wait."""
+        if self._end_callbacks is None:
+            callback(self)
+        else:
+            self._end_callbacks.append(callback)
+
+    def _check_open(self) -> None:
+        self.connection.check_thread()
+        if self._error is not None:
+            raise self._error
+        if not self.is_ready:
+            raise SessionError(
+                f"The session is {self.state.value}: it carries nothing now.",
+                session_id=self.session_id,
+            )
+
+    # Streams of ours
+
+    def create_bidirectional_stream(
+        self, *, timeout: float | None = _CONFIGURED
+    ) -> WebTransportStream:
+        """
+        Open a stream for both directions; waits for the peer's credit.
+
+        Raises TimeoutError, SessionClosed, or TooManyStreams at once if a local ``max_streams``
+        is reached. `timeout` is stream_creation_timeout unless given; None is no limit.
+        """
+        self._check_open()
+        stream: WebTransportStream = self.streams.create_stream(
+            partial(self._open_stream, False, timeout)
+        )
+        return stream
+
+    def create_unidirectional_stream(
+        self, *, timeout: float | None = _CONFIGURED
+    ) -> WebTransportSendStream:
+        """Open a stream for sending; waits and raises as create_bidirectional_stream()."""
+        self._check_open()
+        stream: WebTransportSendStream = self.streams.create_stream(
+            partial(self._open_stream, True, timeout)
+        )
+        return stream
+
+    def _open_stream(
+        self, unidirectional: bool, timeout: float | None = _CONFIGURED
+    ) -> WebTransportSendStream:
+        protocol = self.connection.protocol
+        deadline: Deadline | None = None
+        while True:
+            self._check_open()
+            if self._local_drain:
+                raise SessionError(
+                    "The session is being drained: no new streams.", session_id=self.session_id
+                )
+            stream_id = protocol.open_stream(self.stream_id, unidirectional)
+            if stream_id is not None:
+                break
+            if deadline is None:
+                configured = self.config.stream_creation_timeout
+                deadline = Deadline(configured if timeout is _CONFIGURED else timeout)
+            protocol.want_stream(self.stream_id)
+            try:
+                self._credit.wait(deadline)
+            except TimeoutError:
+                raise TimeoutError(
+                    f"The peer allowed no more streams within {deadline.timeout:g} s."
+                ) from None
+        kind = WebTransportSendStream if unidirectional else WebTransportStream
+        stream = kind(self, stream_id)
+        self.connection.add_stream(stream)
+        self.connection.flush_soon()
+        self.streams_opened += 1
+        return stream
+
+    # Streams of the peer's
+
+    def accept_stream(
+        self, *, timeout: float | None = None
+    ) -> WebTransportStream | WebTransportReceiveStream:
+        """
+        Return the next stream that the peer opened.
+
+        Waits for one; raises SessionClosed when the session has ended, or TimeoutError.
+        """
+        stream: WebTransportReceiveStream = self._accept(WebTransportReceiveStream, timeout)
+        return stream
+
+    def accept_bidirectional_stream(self, *, timeout: float | None = None) -> WebTransportStream:
+        """Return the next bidirectional stream that the peer opened; as accept_stream()."""
+        stream: WebTransportStream = self._accept(WebTransportStream, timeout)
+        return stream
+
+    def accept_unidirectional_stream(
+        self, *, timeout: float | None = None
+    ) -> WebTransportReceiveStream:
+        """Return the next unidirectional stream that the peer opened; as accept_stream()."""
+        stream: WebTransportReceiveStream = self._accept(None, timeout)
+        return stream
+
+    def _accept(self, kind: type | None, timeout: float | None) -> Any:
+        """Take the first waiting stream of a kind; None is the unidirectional one."""
+        self.connection.check_thread()
+        deadline = Deadline(timeout)
+        while True:
+            for index, stream in enumerate(self._incoming):
+                if isinstance(stream, kind) if kind else not isinstance(stream, WebTransportStream):
+                    del self._incoming[index]
+                    self.connection.protocol.accept_stream(stream.stream_id)
+                    self.connection.flush_soon()
+                    self.streams_accepted += 1
+                    return stream
+            if self._error is not None:
+                raise self._error
+            self._accepting.wait(deadline)
+
+    def incoming_streams(self) -> Iterator[WebTransportStream | WebTransportReceiveStream]:
+        """Yield the peer's streams until the session ends."""
+        while True:
+            try:
+                yield self.accept_stream()
+            except SessionError:
+                return
+
+    __iter__ = incoming_streams
+
+    # Datagrams
+
+    def send_datagram(self, data: bytes | bytearray | memoryview) -> None:
+        """
+        Send one datagram, unreliably. Never waits.
+
+        Raises DatagramTooLarge at once if it cannot fit into a packet, or SessionClosed. When
+        more wait for the network than ``datagram_send_queue``, the oldest is dropped.
+        """
+        self._check_open()
+        limit = self.max_datagram_size
+        payload = bytes(data)
+        if len(payload) > limit:
+            raise DatagramTooLarge(len(payload), limit)
+        self.connection.protocol.send_datagram(self.stream_id, payload)
+        self.connection.flush_soon()
+        self.datagrams_sent += 1
+
+    def receive_datagram(self, timeout: float | None = None) -> bytes:
+        """Return the next datagram; waits for one, raises SessionClosed or TimeoutError."""
+        self.connection.check_thread()
+        if not self._datagrams:
+            deadline = Deadline(timeout)
+            while not self._datagrams:
+                if self._error is not None:
+                    raise self._error
+                self._receiving.wait(deadline)
+        return self._datagrams.popleft()
+
+    def incoming_datagrams(self) -> Iterator[bytes]:
+        """Yield datagrams until the session ends."""
+        while True:
+            try:
+                yield self.receive_datagram()
+            except SessionError:
+                return
+
+    # The end
+
+    def close(self, code: int = 0, reason: str = "", *, timeout: float | None = None) -> None:
+        """
+        Close the session; everything that was written arrives before.
+
+        Finishes the send streams that are open, waits until all is acknowledged, at most
+        `timeout` or close_timeout, then sends `code` (32 bits) and `reason` (up to 1024 bytes of
+        UTF-8) and waits for that too. What was not acknowledged by then is reset, counted and
+        logged. Idempotent.
+        """
+        check_code(code)
+        if len(reason.encode()) > 1024:
+            raise ValueError("A reason may have at most 1024 bytes of UTF-8.")
+        self.connection.check_thread()
+        if self.is_closed or self.state is SessionState.CLOSING:
+            # Another greenlet is at it, or nobody has to.
+            with suppress(TimeoutError):
+                self.wait_closed(self.connection.close_timeout(timeout))
+            return
+        deadline = Deadline(self.connection.close_timeout(timeout))
+        if self.state is not SessionState.CONNECTING:
+            self.state = SessionState.CLOSING
+            self._flush_streams(deadline)
+        if self.is_closed:
+            return
+        protocol = self.connection.protocol
+        protocol.close_session(self.stream_id, code, reason)
+        self.connection.pump()
+        # Wait until the peer has our close: the process may end right after this call.
+        while self.stream_id in protocol.sessions and not self.connection.is_closed:
+            try:
+                self.connection.wait_change(deadline)
+            except TimeoutError:
+                if self.connection.is_client and not self.connection.sessions:
+                    self.connection.close()
+                return
+
+    def _flush_streams(self, deadline: Deadline) -> None:
+        sending = [s for s in self.streams if isinstance(s, WebTransportSendStream)]
+        for stream in sending:
+            stream.finish()
+        for stream in sending:
+            stream.flush_or_reset(deadline)
+
+    def abort(self, code: int = 0) -> None:
+        """Close at once with `code`: what was not acknowledged is lost. Does not wait."""
+        check_code(code)
+        self.connection.check_thread()
+        if not self.is_closed:
+            self.connection.protocol.close_session(self.stream_id, code)
+            self.connection.pump()
+
+    def drain(self) -> None:
+        """Ask the peer to bring the session to an end; no new streams from us. Does not wait."""
+        self._check_open()
+        self._local_drain = True
+        self.state = SessionState.DRAINING
+        self.connection.protocol.drain_session(self.stream_id)
+        self.connection.flush_soon()
+
+    def wait_closed(self, timeout: float | None = None) -> None:
+        """Wait until the session has ended, by whomever; raises TimeoutError."""
+        deadline = Deadline(timeout)
+        while not self.is_closed:
+            self._changed.wait(deadline)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, exc: BaseException | None, tb: TracebackType | None
+    ) -> None:
+        if kind is None:
+            self.close()
+        else:
+            self.abort()
+
+    # Fed from the connection
+
+    def feed_stream(self, stream_id: int) -> None:
+        """The peer opened a stream."""
+        kind = WebTransportReceiveStream if stream_id & 2 else WebTransportStream
+        stream = kind(self, stream_id)
+        self.connection.add_stream(stream)
+        self.streams.add_stream(stream)
+        self._incoming.append(stream)
+        self._accepting.notify()
+
+    def feed_datagram(self, data: bytes) -> None:
+        """A datagram arrived; when nobody receives, the oldest goes."""
+        self.datagrams_received += 1
+        if len(self._datagrams) >= self.config.datagram_queue:
+            self._datagrams.popleft()
+            self.datagrams_dropped += 1
+        self._datagrams.append(data)
+        self._receiving.notify()
+
+    def feed_available(self) -> None:
+        """The peer may allow another stream."""
+        self._credit.notify()
+
+    def feed_accepted(self, subprotocol: str | None, headers: events.Headers) -> None:
+        """The session is open."""
+        self.subprotocol = subprotocol
+        self.headers = decode_headers(headers)
+        self.state = SessionState.CONNECTED
+        self._changed.notify()
+
+    def feed_refused(self, status: int | None, code: int | None, headers: events.Headers) -> None:
+        """The server did not want the session."""
+        if status is not None:
+            self._end(SessionRejected(status, decode_headers(headers)))
+            return
+        text = f"The server reset the request for a session with code {code or 0:#x}"
+        if code == codes.H3_REQUEST_REJECTED:
+            text += " (H3_REQUEST_REJECTED: it takes no more sessions)"
+        self._end(HandshakeError(f"{text}.", stage="webtransport"))
+
+    def feed_draining(self) -> None:
+        """The peer asks to bring the session to an end."""
+        if self.state is SessionState.CONNECTED:
+            self.state = SessionState.DRAINING
+            self._changed.notify()
+
+    def feed_ended(self, code: int | None, reason: str, remote: bool) -> None:
+        """The session is over, in both directions."""
+        if self._error is not None:
+            return
+        self.close_code = code
+        self.close_reason = reason
+        error = SessionClosed(code, reason, remote, session_id=self.session_id)
+        # Where the connection took the session along, it is the reason.
+        error.__cause__ = self.connection.closed
+        self._end(error)
+
+    def _end(self, error: GwtError) -> None:
+        self._error = error
+        self.state = SessionState.CLOSED
+        self.streams.stop()
+        for stream in self.streams:
+            stream.session_over(error)
+        for signal in (self._accepting, self._receiving, self._credit, self._changed):
+            signal.notify()
+        callbacks, self._end_callbacks = self._end_callbacks or [], None
+        for callback in callbacks:
+            callback(self)
+
+    def accept(self, subprotocol: str | None = None) -> bool:
+        """Answer the request on a server; returns False if the client is gone meanwhile."""
+        if not self.connection.protocol.accept_session(self.stream_id, subprotocol=subprotocol):
+            return False
+        self.subprotocol = subprotocol
+        self.state = SessionState.CONNECTED
+        self.connection.pump()
+        return not self.is_closed
+
+    def wait_ready(self, deadline: Deadline) -> None:
+        """Wait until the peer accepted the session; raises what ended it instead."""
+        while self.state is SessionState.CONNECTING:
+            self._changed.wait(deadline)
+        if self._error is not None:
+            raise self._error

@@ -1,0 +1,48 @@
+"""
+WebTransport streams as a greenlet sees them: reading, writing, ending.
+
+The two halves and what they share have files of their own; this one joins them and exports all.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from .errors import GwtError
+from .stream_common import StreamDirection, StreamState
+from .stream_receive import WebTransportReceiveStream
+from .stream_send import WebTransportSendStream
+
+__all__ = [
+    "StreamDirection",
+    "StreamState",
+    "WebTransportReceiveStream",
+    "WebTransportSendStream",
+    "WebTransportStream",
+]
+
+
+class WebTransportStream(WebTransportReceiveStream, WebTransportSendStream):
+    """A stream for both directions."""
+
+    direction = StreamDirection.BIDIRECTIONAL
+
+    def close(self, *, timeout: float | None = None) -> None:
+        """Finish sending, wait until all is acknowledged as a send stream does, stop receiving."""
+        WebTransportSendStream.close(self, timeout=timeout)
+        self.stop()
+
+    def abort(self, code: int = 0) -> None:
+        """Reset and stop at once; does not wait."""
+        self.reset(code)
+        self.stop(code)
+
+    def makefile(self, mode: str = "rb", buffering: int = 65536) -> Any:
+        """Return a binary file for reading ("rb") or writing ("wb")."""
+        if mode == "wb":
+            return WebTransportSendStream.makefile(self, mode, buffering)
+        return WebTransportReceiveStream.makefile(self, mode, buffering)
+
+    def session_over(self, error: GwtError) -> None:
+        WebTransportReceiveStream.session_over(self, error)
+        WebTransportSendStream.session_over(self, error)
