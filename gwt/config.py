@@ -25,24 +25,31 @@ MIB = 1024 * KIB
 
 
 def _check(
-    config: TransportConfig, *, positive: Sequence[str], at_least: Mapping[str, int]
+    config: TransportConfig,
+    *,
+    positive: Sequence[str],
+    at_least: Mapping[str, int],
+    optional: Sequence[str] = (),
 ) -> None:
+    """Raise ConfigError for a field that is no finite positive number, or no large integer."""
     for name in positive:
         value = getattr(config, name)
-        if value is not None and not (isinstance(value, (int, float)) and value > 0):
-            raise ConfigError(
-                f"{name} must be a number above 0, not {value!r}.", field=name, value=value
-            )
+        if value is None and name in optional:
+            continue
+        if isinstance(value, bool) or not isinstance(value, (int, float)):
+            raise _bad(name, value, "a number of seconds")
+        if not 0 < value < math.inf:
+            raise _bad(name, value, "a finite number above 0")
     for name, least in at_least.items():
         value = getattr(config, name)
-        if value is None:
+        if value is None and name in optional:
             continue
         if isinstance(value, bool) or not isinstance(value, int) or value < least:
-            raise ConfigError(
-                f"{name} must be an integer of at least {least}, not {value!r}.",
-                field=name,
-                value=value,
-            )
+            raise _bad(name, value, f"an integer of at least {least}")
+
+
+def _bad(name: str, value: Any, wanted: str) -> ConfigError:
+    return ConfigError(f"{name} must be {wanted}, not {value!r}.", field=name, value=value)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -175,22 +182,16 @@ class TransportConfig:
                 "datagram_queue": 1,
                 "datagram_send_queue": 1,
                 "max_field_section_size": 1024,
+                "max_udp_payload": 1200,
                 "socket_buffer": 1024,
             },
+            optional=("max_streams",),
         )
-        if not 1200 <= self.max_udp_payload <= 16000:
+        if self.max_udp_payload > 16000:
             # Above 16383 bytes aioquic writes a frame's length wrongly; below 1200 is no QUIC.
-            raise ConfigError(
-                f"max_udp_payload must be from 1200 to 16000, not {self.max_udp_payload!r}.",
-                field="max_udp_payload",
-                value=self.max_udp_payload,
-            )
+            raise _bad("max_udp_payload", self.max_udp_payload, "from 1200 to 16000")
         if self.congestion_control not in ("reno", "cubic"):
-            raise ConfigError(
-                f'congestion_control must be "reno" or "cubic", not {self.congestion_control!r}.',
-                field="congestion_control",
-                value=self.congestion_control,
-            )
+            raise _bad("congestion_control", self.congestion_control, '"reno" or "cubic"')
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> Self:
@@ -283,6 +284,9 @@ class ServerConfig(TransportConfig):
                 "max_pending_handshakes": 1,
             },
         )
+        for name in ("subprotocols", "allowed_hosts"):
+            if isinstance(getattr(self, name), str):
+                raise _bad(name, getattr(self, name), "a list of strings")
         if self.keyfile is not None and self.certfile is None:
             raise ConfigError(
                 "keyfile is given without certfile.", field="keyfile", value=self.keyfile
@@ -347,21 +351,23 @@ class ClientConfig(TransportConfig):
         TransportConfig.__post_init__(self)
         _check(
             self,
-            positive=("connect_timeout", "retry_delay", "max_retry_delay"),
+            positive=("connect_timeout", "retry_delay", "max_retry_delay", "retry_backoff"),
             at_least={"client_sockets": 1, "max_connecting": 1, "max_retries": 0},
+            optional=("connect_timeout", "client_sockets", "max_retries"),
         )
-        if not self.retry_backoff >= 1.0 or math.isinf(self.retry_backoff):
-            raise ConfigError(
-                f"retry_backoff must be at least 1.0, not {self.retry_backoff!r}.",
-                field="retry_backoff",
-                value=self.retry_backoff,
-            )
+        if self.retry_backoff < 1:
+            raise _bad("retry_backoff", self.retry_backoff, "at least 1.0")
         if self.cafile is not None and not os.path.isfile(self.cafile):
             raise ConfigError(
                 f"cafile {str(self.cafile)!r} does not exist.", field="cafile", value=self.cafile
             )
+        hashes = self.server_certificate_hashes
+        if isinstance(hashes, (str, bytes)):
+            object.__setattr__(self, "server_certificate_hashes", (hashes,))
         for value in self.server_certificate_hashes:
             certificate_hash(value)
+        if isinstance(self.subprotocols, str):
+            raise _bad("subprotocols", self.subprotocols, "a list of strings")
 
     def update(self, **changes: Any) -> Self:
         """Return a copy with some fields changed; other names of a field are understood."""

@@ -26,13 +26,14 @@ from .net.udp import Address, UdpEndpoint
 from .net.waiting import Deadline, Signal, native_thread
 from .observe import Counters
 from .protocol import codes, events
+from .protocol.seam import SendBudget
 from .protocol.webtransport import WebTransport
 
 if TYPE_CHECKING:
     from .session import WebTransportSession
     from .stream_common import StreamHalf
 
-__all__ = ["ConnectionState", "WebTransportConnection"]
+__all__ = ["ConnectionState", "WebTransportConnection", "send_budget"]
 
 logger = logging.getLogger("gwt")
 
@@ -50,6 +51,15 @@ class ConnectionState(Enum):
     CONNECTING = "connecting"
     CONNECTED = "connected"
     CLOSED = "closed"
+
+
+def send_budget() -> SendBudget:
+    """Return the account that all connections of the current hub share."""
+    hub = get_hub()
+    budget: SendBudget | None = getattr(hub, "gwt_send_budget", None)
+    if budget is None:
+        budget = hub.gwt_send_budget = SendBudget()
+    return budget
 
 
 class WebTransportConnection:
@@ -228,7 +238,8 @@ class WebTransportConnection:
 
     def discard(self) -> None:
         """Forget a connection that was never used."""
-        self._end(ConnectionClosed(codes.QUIC_CONNECTION_REFUSED, "not admitted", False))
+        self.closed = ConnectionClosed(codes.QUIC_CONNECTION_REFUSED, "not admitted")
+        self._end()
         self._gone()
 
     def reject(self, session: WebTransportSession, status: int, **answer: Any) -> None:
@@ -273,6 +284,13 @@ class WebTransportConnection:
             self._broken()
 
     def _dispatch_all(self, happened: list[events.Event]) -> None:
+        if happened and self.closed is None:
+            last = happened[-1]
+            if isinstance(last, events.ConnectionEnded):
+                # Known before its sessions end, since it is the reason why they do.
+                self.closed = ConnectionClosed(
+                    last.code, last.reason, last.remote, application=last.application
+                )
         for event in happened:
             self._dispatch(event)
 
@@ -330,8 +348,8 @@ class WebTransportConnection:
                 self._changed.notify()
             case events.ConnectionReady():
                 self._changed.notify()
-            case events.ConnectionEnded(code, reason, remote, application):
-                self._end(ConnectionClosed(code, reason, remote, application=application))
+            case events.ConnectionEnded():
+                self._end()
 
     def _close_if_unused(self) -> None:
         # webtrans-http3-16 6: our close of the session has been acknowledged, so the
@@ -348,13 +366,12 @@ class WebTransportConnection:
         self.protocol.close(codes.H3_INTERNAL_ERROR, "internal error")
         self._dispatch_all(self.protocol.next_events())
 
-    def _end(self, error: ConnectionClosed) -> None:
-        if self.closed is not None:
+    def _end(self) -> None:
+        if self.closed is None or self.state is ConnectionState.CLOSED:
             return
-        self.closed = error
         self.state = ConnectionState.CLOSED
         for session in list(self._sessions.values()):
-            session.feed_ended(None, error.reason, error.remote)
+            session.feed_ended(None, self.closed.reason, self.closed.remote)
         self._sessions.clear()
         self._changed.notify()
         callbacks, self._end_callbacks = self._end_callbacks or [], None

@@ -105,7 +105,7 @@ class WebTransportSession:
         self._receiving = Signal()
         self._credit = Signal()
         self._changed = Signal()
-        self._local_drain = False
+        self._local_drain = self._accepted = False
         self._end_callbacks: list[Callable[[Any], None]] | None = []
 
         self.datagrams_sent = self.datagrams_received = self.datagrams_dropped = 0
@@ -436,6 +436,7 @@ class WebTransportSession:
 
     def feed_accepted(self, subprotocol: str | None, headers: events.Headers) -> None:
         """The session is open."""
+        self._accepted = True
         self.subprotocol = subprotocol
         self.headers = decode_headers(headers)
         self.state = SessionState.CONNECTED
@@ -493,5 +494,6 @@ class WebTransportSession:
         """Wait until the peer accepted the session; raises what ended it instead."""
         while self.state is SessionState.CONNECTING:
             self._changed.wait(deadline)
-        if self._error is not None:
+        # One that was accepted and has ended since is still a session: it may have brought data.
+        if self._error is not None and not self._accepted:
             raise self._error

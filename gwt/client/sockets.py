@@ -15,11 +15,11 @@ from gevent.hub import get_hub
 from gevent.lock import BoundedSemaphore
 
 from ..config import ClientConfig
-from ..connection import ConnectionState, WebTransportConnection
+from ..connection import ConnectionState, WebTransportConnection, send_budget
 from ..net.udp import Address, UdpEndpoint, open_socket
 from ..protocol import packets
 from ..protocol.quic import Quic
-from ..protocol.seam import QuicOptions, SendBudget
+from ..protocol.seam import QuicOptions
 from ..protocol.webtransport import WebTransport
 
 __all__ = ["ClientHub", "ClientSocket"]
@@ -53,10 +53,9 @@ class ClientSocket:
         address: Address,
         options: QuicOptions,
         config: ClientConfig,
-        budget: SendBudget,
     ) -> WebTransportConnection:
         """Start a connection; returns before anything has arrived. Does not wait."""
-        quic = Quic(options, budget=budget)
+        quic = Quic(options, budget=send_budget())
         connection = WebTransportConnection(
             self.endpoint,
             WebTransport(quic, config),
@@ -104,7 +103,6 @@ class ClientHub:
         # to be equal.
         self.shared: dict[Any, WebTransportConnection] = {}
         self.sharing: dict[Any, BoundedSemaphore] = {}
-        self._budget = SendBudget()
 
     @classmethod
     def current(cls) -> ClientHub:
@@ -131,4 +129,4 @@ class ClientHub:
             if len(pool) < config.client_sockets and all(len(other) for other in pool):
                 pool.append(ClientSocket(family, config.socket_buffer, pool.remove))
             sock = min(pool, key=len)
-        return sock.dial(address, options, config, self._budget)
+        return sock.dial(address, options, config)

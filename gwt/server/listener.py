@@ -13,7 +13,7 @@ from typing import Any
 
 from ..certificates import Certificate
 from ..config import ServerConfig
-from ..connection import WebTransportConnection
+from ..connection import WebTransportConnection, send_budget
 from ..errors import LimitExceeded
 from ..manager.connection import ConnectionManager
 from ..net.udp import NEWCOMER, Address, NewcomerType, UdpEndpoint
@@ -21,7 +21,7 @@ from ..observe import Counters
 from ..protocol import codes, packets
 from ..protocol.events import SessionRequested
 from ..protocol.quic import Quic
-from ..protocol.seam import QuicOptions, SendBudget
+from ..protocol.seam import QuicOptions
 from ..protocol.webtransport import WebTransport
 
 __all__ = ["QuicListener", "quic_options"]
@@ -63,7 +63,7 @@ class QuicListener:
         self._on_request = on_request
         self._options = quic_options(config, certificate)
         self._configuration = self._options.configuration()
-        self._budget = SendBudget()
+        self._budget = send_budget()
         self._clock = clock
 
         # Connection ids, ours and those that clients chose first, to connections. Connections

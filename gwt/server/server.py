@@ -9,13 +9,12 @@ from __future__ import annotations
 
 import logging
 import signal
-import threading
 from collections.abc import Callable
 from types import TracebackType
 from typing import Any, Self, TypeVar
 
 import gevent
-from gevent import Greenlet
+from gevent import Greenlet, monkey
 from gevent.hub import get_hub
 from gevent.pool import Group
 
@@ -41,6 +40,8 @@ __all__ = ["Server", "serve"]
 logger = logging.getLogger("gwt.server")
 
 T = TypeVar("T")
+
+_allocate_lock = monkey.get_original("_thread", "allocate_lock")
 
 # What a session is closed with when its handler raised: the number that WebSocket uses.
 INTERNAL_ERROR = 1011
@@ -170,6 +171,10 @@ class Server:
         if not self._started or self._stopping:
             return
         self._check_thread()
+        if gevent.getcurrent() in self._handlers:
+            # A handler that waited for all handlers would wait for itself.
+            gevent.spawn(self.stop, timeout)
+            return
         self._stopping = True
         deadline = Deadline(self.config.stop_timeout if timeout is None else timeout)
         if self._tcp is not None:
@@ -262,7 +267,9 @@ class Server:
             raise RuntimeError("The server has not been started.")
         if native_thread() == self._thread:
             return function(*args)
-        done = _NativeEvent()
+        # A native lock, also where threading's are gevent's: it has to block this thread.
+        done = _allocate_lock()
+        done.acquire()
         outcome: list[Any] = []
 
         def run() -> None:
@@ -273,10 +280,10 @@ class Server:
                 if not isinstance(exc, Exception):
                     raise
             finally:
-                done.set()
+                done.release()
 
         self._hub.loop.run_callback_threadsafe(gevent.spawn, run)
-        done.wait()
+        done.acquire()
         succeeded, value = outcome
         if not succeeded:
             raise value
@@ -370,12 +377,6 @@ class Server:
             session.close()
         finally:
             logger.info("Session %s closed: %s", session.session_id, session.path)
-
-
-# A native event, also where threading.Event is gevent's.
-def _NativeEvent() -> threading.Event:
-    event: threading.Event = gevent.monkey.get_original("threading", "Event")()
-    return event
 
 
 def serve(

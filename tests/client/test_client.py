@@ -1,0 +1,87 @@
+"""WebTransportClient and its statistics."""
+
+from __future__ import annotations
+
+import pytest
+
+import gwt
+from tests.helpers.live import echo, serving, url
+
+
+@pytest.fixture
+def server():
+    with serving(echo) as server:
+        yield server
+
+
+def config(server, **options):
+    return gwt.ClientConfig(server_certificate_hashes=[server.certificate_hash], **options)
+
+
+def test_it_connects_counts_and_closes_its_sessions(server):
+    with gwt.WebTransportClient(config=config(server)) as client:
+        first = client.connect(url=url(server))
+        second = client.connect(url(server), timeout=5)
+        stats = client.stats
+        assert stats["connections"] == {
+            "attempted": 2,
+            "successful": 2,
+            "failed": 0,
+            "success_rate": 1.0,
+        }
+        assert 0 < stats["performance"]["min_connect_time"] < 5
+        assert stats["performance"]["avg_connect_time"] <= stats["performance"]["max_connect_time"]
+    assert first.is_closed and second.is_closed and client.is_closed
+    with pytest.raises(gwt.ClientError, match="closed"):
+        client.connect(url(server))
+
+
+def test_failures_are_counted_and_chained(server):
+    client = gwt.WebTransportClient(config=config(server))
+    with pytest.raises(gwt.ClientError) as info:
+        client.connect(url(server, "/nowhere"))
+    assert info.value.target_url == url(server, "/nowhere")
+    assert isinstance(info.value.__cause__, gwt.SessionRejected)
+    assert client.stats["connections"]["failed"] == 1
+    assert client.stats["connections"]["success_rate"] == 0.0
+    client.close()
+
+
+def test_headers_are_merged_call_over_default_over_config():
+    # pywebtransport 0.6.1 replaced the config's headers, and lost even the user-agent.
+    seen = []
+
+    def handler(session):
+        seen.append(session.headers)
+
+    with serving(handler) as server:
+        settings = config(server, headers={"a": "config", "b": "config", "c": "config"})
+        with gwt.WebTransportClient(config=settings) as client:
+            client.set_default_headers(headers={"B": "default", "C": "default"})
+            client.connect(url(server), headers={"C": "call"}).wait_closed(timeout=5)
+    assert [seen[0][name] for name in "abc"] == ["config", "default", "call"]
+    assert seen[0]["user-agent"].startswith("gwt/")
+
+
+def test_debug_state_and_issues(server):
+    client = gwt.WebTransportClient(config=config(server))
+    assert client.diagnose_issues() == []
+    state = client.debug_state()
+    assert set(state) == {"client", "config", "statistics"}
+    assert state["client"]["closed"] is False
+    client._stats.connections_attempted = 20
+    client._stats.connections_successful = 17
+    client._stats.total_connect_time = 17 * 6.0
+    client.close()
+    assert client.diagnose_issues() == [
+        "Client is closed.",
+        "Low connection success rate: 85.00%",
+        "Slow average connection time: 6.00s",
+    ]
+
+
+def test_statistics_without_attempts():
+    stats = gwt.ClientStats()
+    assert stats.success_rate == 1.0 and stats.avg_connect_time == 0.0
+    assert stats.min_connect_time == float("inf")
+    assert stats.to_dict()["performance"]["min_connect_time"] == 0.0

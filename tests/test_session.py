@@ -1,0 +1,247 @@
+"""Sessions over sockets: opening, datagrams, closing from either side and in any way."""
+
+from __future__ import annotations
+
+import gevent
+import pytest
+
+import gwt
+from tests.helpers import eventually, spawn
+from tests.helpers.live import connect, echo, pair, serving
+
+
+def test_both_ends_know_each_other():
+    with pair(path="/room") as (client, server):
+        assert client.is_ready and server.is_ready
+        assert client.state is gwt.SessionState.CONNECTED
+        assert client.path == server.path == "/room"
+        assert client.remote_address == server.local_address
+        assert server.remote_address[0] == "127.0.0.1"
+        assert client.session_id != server.session_id
+        assert client.stream_id == server.stream_id == 0
+        assert client in client.connection.sessions
+        assert "connected" in repr(client)
+
+
+@pytest.mark.parametrize("closer", [0, 1])
+def test_a_close_arrives_with_code_and_reason(closer):
+    with pair() as ends:
+        ends[closer].close(4242, "göödbye")
+        other = ends[1 - closer]
+        other.wait_closed(timeout=5)
+        assert (other.close_code, other.close_reason) == (4242, "göödbye")
+        with pytest.raises(gwt.SessionClosed) as info:
+            other.accept_stream()
+        assert info.value.code == 4242 and info.value.remote
+        with pytest.raises(gwt.SessionClosed) as info:
+            ends[closer].send_datagram(b"x")
+        assert not info.value.remote
+
+
+def test_closing_twice_is_closing_once():
+    with pair() as (client, server):
+        client.close(1, "first")
+        client.close(2, "second")
+        server.wait_closed(timeout=5)
+        assert server.close_code == 1
+
+
+def test_two_greenlets_may_close_at_once():
+    with pair() as (client, _server):
+        closers = [spawn(client.close, code) for code in (1, 2)]
+        for closer in closers:
+            closer.get(timeout=5)
+        assert client.is_closed
+
+
+def test_every_blocked_call_is_woken_by_the_end():
+    with pair(max_incoming_streams=8) as (client, server):
+        stream = client.create_bidirectional_stream()
+        held = [client.create_bidirectional_stream() for _ in range(3)]
+
+        def fill():
+            while True:
+                stream.write(b"x" * 100_000)
+
+        waiting = [
+            spawn(client.accept_stream),
+            spawn(client.receive_datagram),
+            spawn(stream.read),
+            spawn(fill),
+            spawn(lambda: [client.create_bidirectional_stream(timeout=20) for _ in range(9)]),
+        ]
+        iterating = [spawn(list, client), spawn(list, client.incoming_datagrams())]
+        gevent.sleep(0)
+        eventually(lambda: stream.bytes_sent > 500_000)
+        server.abort(5)
+        for task in waiting:
+            with pytest.raises(gwt.SessionClosed) as info:
+                task.get(timeout=5)
+            assert info.value.code == 5
+        for task in iterating:
+            assert task.get(timeout=5) == []
+        assert held[0].is_closed
+
+
+def test_close_loses_nothing_that_was_written():
+    data = bytes(range(256)) * 1000
+    with pair() as (client, server):
+        for _ in range(3):
+            client.create_unidirectional_stream().write(data)
+        readers = [spawn(server.accept_stream(timeout=5).read_all) for _ in range(3)]
+        client.close(0, "done")
+        assert [reader.get(timeout=10) == data for reader in readers] == [True] * 3
+        server.wait_closed(timeout=5)
+        assert server.close_reason == "done"
+
+
+def test_what_arrived_before_the_end_can_still_be_read():
+    with pair() as (client, server):
+        whole = client.create_unidirectional_stream()
+        whole.write_all(b"whole")
+        client.send_datagram(b"datagram")
+        stream = server.accept_stream(timeout=5)
+        eventually(lambda: stream.bytes_received == 5 and server.datagrams_received)
+        client.close()
+        server.wait_closed(timeout=5)
+        assert stream.read_all() == b"whole"
+        assert server.receive_datagram() == b"datagram"
+        with pytest.raises(gwt.SessionClosed):
+            server.receive_datagram()
+
+
+def test_a_stream_cut_by_the_end_gives_what_it_has_and_then_the_reason():
+    with pair() as (client, server):
+        client.create_unidirectional_stream().write(b"part")
+        stream = server.accept_stream(timeout=5)
+        eventually(lambda: stream.bytes_received == 4)
+        client.abort(3)
+        server.wait_closed(timeout=5)
+        assert stream.read() == b"part"
+        with pytest.raises(gwt.SessionClosed) as info:
+            stream.read()
+        assert info.value.code == 3
+
+
+def test_close_is_bounded_when_the_peer_does_not_read(caplog):
+    with pair() as (client, server):
+        stream = client.create_unidirectional_stream()
+        with pytest.raises(TimeoutError):
+            stream.write(b"x" * 5_000_000, timeout=0.2)
+        client.close(timeout=0.3)
+        assert client.is_closed
+        assert client.connection.stats()["streams_reset_at_close"] == 1
+        assert "not acknowledged" in caplog.text
+        server.wait_closed(timeout=5)
+
+
+def test_leaving_with_by_an_exception_does_not_wait():
+    with serving(echo) as server:
+        with pytest.raises(KeyError), connect(server) as session:
+            session.create_bidirectional_stream().write(b"x")
+            raise KeyError
+        assert session.is_closed
+
+
+def test_datagrams_go_both_ways_and_too_large_ones_are_refused_at_once():
+    with pair() as (client, server):
+        for sender, receiver in ((client, server), (server, client)):
+            limit = sender.max_datagram_size
+            assert limit > 1100
+            sender.send_datagram(b"x" * limit)
+            assert receiver.receive_datagram(timeout=5) == b"x" * limit
+            with pytest.raises(gwt.DatagramTooLarge) as info:
+                sender.send_datagram(b"x" * (limit + 1))
+            assert (info.value.size, info.value.limit) == (limit + 1, limit)
+            sender.send_datagram(b"")
+            assert receiver.receive_datagram(timeout=5) == b""
+
+
+def test_datagrams_that_nobody_receives_are_dropped_oldest_first_and_counted():
+    with pair(datagram_queue=4) as (client, server):
+        for index in range(10):
+            client.send_datagram(b"%d" % index)
+        eventually(lambda: server.datagrams_received == 10)
+        assert [server.receive_datagram() for _ in range(4)] == [b"6", b"7", b"8", b"9"]
+        assert server.stats()["datagrams_dropped"] == 6
+        with pytest.raises(TimeoutError):
+            server.receive_datagram(timeout=0.01)
+
+
+def test_drain_asks_the_peer_to_finish_and_opens_nothing_more():
+    with pair() as (client, server):
+        server.drain()
+        eventually(lambda: client.state is gwt.SessionState.DRAINING)
+        assert client.is_ready
+        stream = client.create_bidirectional_stream()
+        with pytest.raises(gwt.SessionError, match="drained"):
+            server.create_bidirectional_stream()
+        stream.write_all(b"last words")
+        assert server.accept_stream(timeout=5).read_all(timeout=5) == b"last words"
+
+
+def test_accepting_by_kind_leaves_the_other_kind_in_its_place():
+    with pair() as (client, server):
+        client.create_unidirectional_stream().write_all(b"uni")
+        client.create_bidirectional_stream().write_all(b"bidi")
+        assert server.accept_bidirectional_stream(timeout=5).read_all(timeout=5) == b"bidi"
+        assert server.accept_unidirectional_stream(timeout=5).read_all(timeout=5) == b"uni"
+        with pytest.raises(TimeoutError):
+            server.accept_stream(timeout=0.01)
+
+
+def test_a_code_or_reason_that_the_wire_cannot_carry_is_refused():
+    with pair() as (client, _):
+        with pytest.raises(ValueError, match="code"):
+            client.close(2**32)
+        with pytest.raises(ValueError, match="1024"):
+            client.close(0, "ö" * 513)
+        assert client.is_ready
+
+
+def test_statistics_tell_what_happened():
+    with pair() as (client, server):
+        client.create_bidirectional_stream().write_all(b"x")
+        server.accept_stream(timeout=5).read_all(timeout=5)
+        client.send_datagram(b"x")
+        server.receive_datagram(timeout=5)
+        ours, theirs = client.stats(), server.stats()
+        assert ours["streams_opened"] == theirs["streams_accepted"] == 1
+        assert ours["datagrams_sent"] == theirs["datagrams_received"] == 1
+        assert ours["streams"]["current_count"] == 1
+        assert 0 < ours["connection"]["rtt"] < 1
+        assert ours["connection"]["bytes_sent"] > 0
+
+
+def test_closing_the_connection_closes_its_session_with_the_cause():
+    with pair() as (client, server):
+        server.connection.close(0x105, "enough")
+        client.wait_closed(timeout=5)
+        with pytest.raises(gwt.SessionClosed) as info:
+            client.accept_stream()
+        cause = info.value.__cause__
+        assert isinstance(cause, gwt.ConnectionClosed)
+        assert (cause.code, cause.reason, cause.remote) == (0x105, "enough", True)
+        assert client.connection.is_closed
+
+
+def test_use_from_another_thread_is_refused():
+    with pair() as (client, _):
+        pool = gevent.get_hub().threadpool
+        for call in (client.accept_stream, client.create_bidirectional_stream, client.abort):
+            with pytest.raises(RuntimeError, match="thread"):
+                pool.spawn(_outcome, call).get()()
+
+
+def _outcome(call):
+    # Errors of a pool's thread would be printed by the hub.
+    try:
+        result = call()
+    except Exception as exc:
+        error = exc
+
+        def fail():
+            raise error
+
+        return fail
+    return lambda: result
