@@ -14,7 +14,7 @@ import time
 import traceback
 from collections.abc import Callable, MutableMapping
 from enum import Enum
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Self
 
 import gevent
 from gevent.hub import get_hub
@@ -175,6 +175,12 @@ class WebTransportConnection:
             self.pump()
 
     abort = close
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
 
     def wait_closed(self, timeout: float | None = None) -> None:
         """Wait until the connection is closed, by whomever; raises TimeoutError."""

@@ -63,6 +63,8 @@ class StreamHalf:
         self._read_error: GwtError | None = None
         self._write_error: GwtError | None = None
 
+        self.bytes_sent = self.bytes_received = 0
+
         # Whether each direction is over: there is none, it ended, or it was given up.
         self._read_over = True
         self._write_over = True
@@ -94,6 +96,16 @@ class StreamHalf:
         if self._write_over:
             return StreamState.HALF_CLOSED_LOCAL
         return StreamState.HALF_CLOSED_REMOTE if self._read_over else StreamState.OPEN
+
+    def stats(self) -> dict[str, Any]:
+        """Return the stream's state and how many bytes went each way."""
+        return {
+            "state": self.state.value,
+            "direction": self.direction.value,
+            "bytes_sent": self.bytes_sent,
+            "bytes_received": self.bytes_received,
+            "bytes_unacknowledged": self._protocol.quic.buffered(self.stream_id),
+        }
 
     def on_end(self, callback: Callable[[Any], None]) -> None:
         """Call ``callback(stream)`` once it is closed, at once if it is; it must not wait."""

@@ -35,7 +35,6 @@ class WebTransportReceiveStream(StreamHalf):
         self._ended_by_peer = False
         self._readable = Signal()
         self._reading = ReadGuard("stream")
-        self.bytes_received = 0
 
         # Bytes held here that have been counted as consumed already.
         self._prefetched = 0

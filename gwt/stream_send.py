@@ -37,7 +37,6 @@ class WebTransportSendStream(StreamHalf):
         self._finished = False
         self._writable = Signal()
         self._writing = False
-        self.bytes_sent = 0
 
     def write(self, data: Buffer, *, timeout: float | None = None) -> int:
         """

@@ -256,6 +256,14 @@ def test_files_are_made_of_streams(ends):
         ours.makefile("r")
 
 
+def test_statistics_tell_what_went_each_way(ends):
+    ours, theirs = bidirectional(*ends)
+    ours.write_all(b"x" * 10)
+    assert theirs.read_all(timeout=5) == b"x" * 10
+    assert ours.stats()["bytes_sent"] == theirs.stats()["bytes_received"] == 10
+    assert ours.stats()["direction"] == "bidirectional"
+
+
 def test_states_follow_the_two_directions(ends):
     ours, theirs = bidirectional(*ends)
     assert ours.state is gwt.StreamState.OPEN
