@@ -226,12 +226,12 @@ class WebTransportConnection:
         """Send the first packets to a server."""
         self.destination = address
         self.protocol.quic.connect(address, self._clock())
-        self.flush()
+        self.send_now()
 
     def pump(self) -> None:
         """Let what the protocol was just told take effect at once: events and packets."""
         self._dispatch_all(self.protocol.next_events())
-        self.flush()
+        self.send_now()
 
     def fail(self, error: OSError) -> None:
         """End a connection whose peer cannot be reached, without another packet."""
@@ -392,11 +392,15 @@ class WebTransportConnection:
             self._flush_due = True
             self._hub.loop.run_callback(self._flush_if_due)
 
+    # Receiver: what the endpoint calls after a drain. The greenlets that the drain woke run
+    # before the flush, so that what they write shares packets with the acknowledgements.
+    flush = flush_soon
+
     def _flush_if_due(self) -> None:
         if self._flush_due:
-            self.flush()
+            self.send_now()
 
-    def flush(self) -> None:
+    def send_now(self) -> None:
         """One pass of sending, and the timer set to what comes next. Never raises."""
         self._flush_due = False
         if self.endpoint.closed:
@@ -469,7 +473,7 @@ class WebTransportConnection:
         except Exception:
             # Safety net, as in receive().
             self._broken()
-        self.flush()
+        self.send_now()
 
     def _drop_route(self, connection_id: bytes) -> None:
         self._connection_ids.discard(connection_id)

@@ -38,7 +38,7 @@ class Endpoint:
         while self.inbox:
             data, address = self.inbox.popleft()
             self.owner.receive([data], address, None)
-            self.owner.flush()
+            self.owner.send_now()
 
 
 class World:
@@ -171,7 +171,7 @@ def test_after_a_stall_waiting_packets_go_before_time_outs(world):
     # Both hubs are blocked for a minute; each other's packets wait in the sockets.
     for end in w.ends:
         end.owner.protocol.quic.ping()
-        end.owner.flush()
+        end.owner.send_now()
     for here, there, source in ((0, 1, CLIENT), (1, 0, SERVER)):
         while w.ends[here].outbox:
             w.ends[there].inbox.append((w.ends[here].outbox.popleft(), source))
@@ -197,10 +197,10 @@ def test_nothing_is_sent_while_the_socket_is_full(world):
     w = world()
     w.ends[0].blocked = True
     w.client.protocol.quic.ping()
-    w.client.flush()
+    w.client.send_now()
     assert w.ends[0].waiting == [w.client] and not w.ends[0].outbox
     w.ends[0].blocked = False
-    w.client.flush()
+    w.client.send_now()
     assert w.ends[0].outbox
 
 
@@ -226,7 +226,7 @@ def test_an_error_of_the_protocol_ends_that_connection_only_and_is_logged_once(
 
     monkeypatch.setattr(w.server.protocol, "receive_datagrams", broken)
     w.client.protocol.quic.ping()
-    w.client.flush()
+    w.client.send_now()
     w.exchange()
     assert w.server.is_closed
     assert w.server.stats()["internal_errors"] == 1
