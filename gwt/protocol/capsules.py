@@ -158,5 +158,8 @@ class CapsuleReader:
                 break
             capsules.append(Capsule(kind[0], bytes(buffer[length[1] : end])))
             start = end
+            if kind[0] == CLOSE_SESSION:
+                # Nothing may follow, so that even a byte that is pending then is too much.
+                break
         del buffer[:start]
         return capsules

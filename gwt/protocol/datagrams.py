@@ -33,12 +33,14 @@ class DatagramQueue:
             self.dropped += 1
         self._queue.append(data)
 
-    def before_sending(self, now: float) -> None:
-        """Drop what has waited too long."""
+    def before_sending(self, now: float, max_size: int) -> None:
+        """Drop what has waited too long, and what does not fit any more."""
         queue, times = self._queue, self._times
         while len(times) < len(queue):
             times.append(now)
-        while times and now - times[0] > self._max_age:
+        # A peer may choose longer connection ids at any time, which leaves less room. Only the
+        # first is looked at: QUIC waits with it, and with all behind it, until it fits.
+        while times and (now - times[0] > self._max_age or len(queue[0]) > max_size):
             times.popleft()
             queue.popleft()
             self.dropped += 1

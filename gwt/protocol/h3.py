@@ -11,6 +11,7 @@ block is held on a peer's promise.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from types import SimpleNamespace
 from typing import Any
 
@@ -21,6 +22,7 @@ from aioquic.h3.connection import (
     FrameType,
     H3Connection,
     H3Stream,
+    MessageError,
     ProtocolError,
     StreamType,
 )
@@ -29,13 +31,17 @@ from aioquic.quic.events import StopSendingReceived, StreamDataReceived, StreamR
 
 from .quic import Quic
 
-__all__ = ["DataReceived", "HeadersReceived", "Http3"]
+__all__ = ["DataReceived", "HeadersReceived", "Http3", "MessageMalformed"]
 
 # The longest SETTINGS or MAX_PUSH_ID frame that is waited for.
 _MAX_CONTROL_FRAME = 4096
 
-# A header block may grow by this much when it is decoded (static table, Huffman).
-_MAX_EXPANSION = 4
+
+@dataclass
+class MessageMalformed(H3Event):
+    """A request or response broke a rule that concerns its stream only."""
+
+    stream_id: int
 
 
 class _ExcessiveLoad(ProtocolError):
@@ -71,6 +77,18 @@ class _Port:
         self._seam.close(error_code, reason_phrase)
 
 
+class _Encoder:
+    """A QPACK encoder without a dynamic table, whatever the peer offers."""
+
+    def __init__(self) -> None:
+        encoder = pylsqpack.Encoder()
+        self.encode = encoder.encode
+        self.feed_decoder = encoder.feed_decoder
+
+    def apply_settings(self, max_table_capacity: int, blocked_streams: int) -> bytes:
+        return b""
+
+
 class _Connection(H3Connection):
     def __init__(self, port: Any, settings: Mapping[int, int], max_field_section_size: int) -> None:
         # The constructor asks for the settings, so they have to be there before it runs.
@@ -78,6 +96,21 @@ class _Connection(H3Connection):
         self.max_field_section_size = max_field_section_size
         super().__init__(port)
         self._decoder = pylsqpack.Decoder(0, 0)
+        self._encoder = _Encoder()  # type: ignore[assignment]
+
+    def _init_connection(self) -> None:
+        # RFC 9114 7.2.7: a client that announces no push id is pushed nothing.
+        self._max_push_id = None
+        super()._init_connection()
+
+    def _receive_request_or_push_data(
+        self, stream: H3Stream, data: bytes, stream_ended: bool
+    ) -> list[H3Event]:
+        try:
+            return super()._receive_request_or_push_data(stream, data, stream_ended)
+        except MessageError:
+            # RFC 9114 4.1.2: an error of the stream; aioquic would close the connection.
+            return [MessageMalformed(stream.stream_id)]
 
     def _get_local_settings(self) -> dict[int, int]:
         return self.local_settings
@@ -141,7 +174,7 @@ class Http3:
 
     def _check_headers(self, headers: Sequence[tuple[bytes, bytes]]) -> None:
         size = sum(len(name) + len(value) + 32 for name, value in headers)
-        if size > self._h3.max_field_section_size * _MAX_EXPANSION:
+        if size > self._h3.max_field_section_size:
             raise _ExcessiveLoad("The header section is too large")
 
     def receive_reset(self, stream_id: int, code: int) -> None:
@@ -155,12 +188,14 @@ class Http3:
     def send_headers(
         self, stream_id: int, headers: Sequence[tuple[bytes, bytes]], end: bool = False
     ) -> None:
-        """Send a header section."""
-        self._h3.send_headers(stream_id, list(headers), end)
+        """Send a header section, unless the peer does not want it any more."""
+        if self._quic.takes_data(stream_id):
+            self._h3.send_headers(stream_id, list(headers), end)
 
     def send_data(self, stream_id: int, data: bytes, end: bool = False) -> None:
-        """Send a DATA frame."""
-        self._h3.send_data(stream_id, data, end)
+        """Send a DATA frame, unless the peer does not want it any more."""
+        if self._quic.takes_data(stream_id):
+            self._h3.send_data(stream_id, data, end)
 
     def end(self, stream_id: int) -> None:
         """End our side of a stream without a frame."""

@@ -33,10 +33,13 @@ class Incoming(Sessions):
             return
         if stream_id in self._ignored:
             self.quic.consumed(stream_id, len(data))
+            refused = self._ignored[stream_id]
+            if refused is not None:
+                refused.received += len(data)
+                self._use_up(refused, len(data))
             if ended:
-                self._ignored.discard(stream_id)
-        elif self._h3 is not None and self._h3.knows(stream_id):
-            self.quic.consumed(stream_id, len(data))
+                del self._ignored[stream_id]
+        elif self._h3 is not None and (stream_id in self._held or self._h3.knows(stream_id)):
             self._http_data(stream_id, data, ended)
         elif (stream_id & 1) == self.is_client and self._h3 is not None:
             self._new_stream(stream_id, self._partial.pop(stream_id, b"") + data, ended)
@@ -50,15 +53,18 @@ class Incoming(Sessions):
         if kind is None:
             if not ended:
                 self._partial[stream_id] = data
-            elif not unidirectional and not self.is_client:
+            elif self.is_client:
+                # A server's stream that never said what it is; a unidirectional one may.
+                self.quic.reset(stream_id, codes.H3_REQUEST_CANCELLED)
+            elif not unidirectional:
                 # An empty request: HTTP/3 has the answer to that.
                 self._http_data(stream_id, data, ended)
             return
         wanted = codes.STREAM_TYPE_WEBTRANSPORT if unidirectional else codes.FRAME_TYPE_WEBTRANSPORT
         if kind[0] != wanted:
-            self.quic.consumed(stream_id, len(data))
             if unidirectional and kind[0] not in _H3_STREAM_TYPES:
                 # RFC 9114 6.2: unknown types are not an error; reading them may be aborted.
+                self.quic.consumed(stream_id, len(data))
                 self._refuse(stream_id, codes.H3_STREAM_CREATION_ERROR, ended)
             elif self.is_client and not unidirectional:
                 # RFC 9114 6.1: HTTP/3 has no bidirectional streams of the server's.
@@ -90,7 +96,8 @@ class Incoming(Sessions):
         session = self.sessions.get(session_id)
         if session is not None:
             return not session.live
-        return self.is_client or self.quic.gone(session_id)
+        # A request that has been answered, or refused, will not become a session.
+        return self.is_client or self.quic.sending_over(session_id)
 
     def _new_webtransport_stream(
         self, stream_id: int, session_id: int, body: bytes, ended: bool, prefix: int
@@ -114,13 +121,15 @@ class Incoming(Sessions):
         if problem is not None:
             self.counters["streams_refused"] += 1
             self.quic.consumed(stream_id, len(body))
-            self._refuse(stream_id, problem, ended)
+            stream.received = len(body)
+            self._use_up(stream, len(body))
+            self._refuse(stream_id, problem, ended, stream)
             return
         # The peer gets credit for a new stream when the application is done with this one.
         self.streams[stream_id] = stream
         self.quic.hold(stream_id, True)
         if session is not None and session.phase is SessionPhase.OPEN:
-            self._events.append(events.StreamOpened(session_id, stream_id))
+            self._announce(stream)
         else:
             if session is None:
                 self._early_since.setdefault(session_id, self._now)
@@ -128,6 +137,19 @@ class Incoming(Sessions):
             self._early_streams += 1
         if body or ended:
             self._stream_data(stream, body, ended)
+
+    def _announce(self, stream: Stream) -> None:
+        """Tell of a stream of the peer's, and of what became of its other direction before."""
+        self._events.append(events.StreamOpened(stream.session_id, stream.id))
+        if stream.id & 2:
+            return
+        # STOP_SENDING can overtake the prefix, and a stream can wait for its session.
+        stopped = self.quic.reset_code(stream.id)
+        if stopped is not None:
+            self._events.append(events.StreamStopped(stream.id, codes.application_code(stopped)))
+        if self.quic.sending_finished(stream.id):
+            stream.send_done = True
+            self._events.append(events.StreamFinished(stream.id))
 
     def _join(self, session: Session, stream: Stream) -> int | None:
         """Make a peer's stream one of its session's; returns the code to refuse it with."""
@@ -149,18 +171,24 @@ class Incoming(Sessions):
     def _open(self, session: Session) -> None:
         """Begin a session: what came before it is told now, in order."""
         super()._open(session)
+        if not session.live:
+            # What waited for it included its end.
+            return
         for stream in [s for s in self.streams.values() if s.session_id == session.id]:
             if stream.early is None or stream.id not in self.streams:
                 continue
+            self._early_streams -= 1
+            early, stream.early = bytes(stream.early), None
+            unread, stream.unread = stream.unread, 0
             problem = self._join(session, stream)
             if problem is not None:
                 self.counters["streams_refused"] += 1
                 if stream.id in self.streams:
+                    self._use_up(stream, len(early))
                     self._abandon(stream, problem)
                 continue
-            early, stream.early = bytes(stream.early), None
-            self._early_streams -= 1
-            self._events.append(events.StreamOpened(session.id, stream.id))
+            stream.unread = unread
+            self._announce(stream)
             if early or stream.receive_done:
                 self._receive(stream, early, stream.receive_done)
         for _ in range(len(self._early_datagrams)):
@@ -183,6 +211,7 @@ class Incoming(Sessions):
         """Pass data of a session's stream on, if the session may have it."""
         session = self.sessions[stream.session_id]
         if session.flow is not None and not session.flow.receive(len(data)):
+            stream.unread -= len(data)
             self._break_session(session, codes.WT_FLOW_CONTROL_ERROR)
         elif stream.stopped:
             # RFC 9000 3.5: what arrives after STOP_SENDING is not wanted, but it is credit.
@@ -198,6 +227,8 @@ class Incoming(Sessions):
             if self._unaccepted > self._unaccepted_limit():
                 self.counters["streams_refused"] += 1
                 self._events.append(events.StreamReset(stream.id, None))
+                if not stream.send_done:
+                    self._events.append(events.StreamStopped(stream.id, None))
                 self._abandon(stream, codes.WT_BUFFERED_STREAM_REJECTED)
                 return
         self._events.append(events.StreamDataReceived(stream.id, data, ended))
@@ -212,9 +243,13 @@ class Incoming(Sessions):
     def quic_stream_reset(self, stream_id: int, code: int) -> None:
         stream = self.streams.get(stream_id)
         self._partial.pop(stream_id, None)
-        self._ignored.discard(stream_id)
+        self._held.pop(stream_id, None)
         if stream is not None:
             self._stream_reset(stream, code)
+        elif stream_id in self._ignored:
+            refused = self._ignored.pop(stream_id)
+            if refused is not None:
+                self._use_up(refused, self._missing(refused))
         elif stream_id in self.sessions:
             session = self.sessions[stream_id]
             session.receive_done = True
@@ -222,17 +257,22 @@ class Incoming(Sessions):
                 self._session_lost(session, code)
         elif self._h3 is not None:
             self._h3.receive_reset(stream_id, code)
+            if self.is_client and not stream_id & 2:
+                # A server's stream that never said what it is.
+                self.quic.reset(stream_id, codes.H3_REQUEST_CANCELLED)
+
+    def _missing(self, stream: Stream) -> int:
+        """Return the bytes of a stream that was reset which were sent but never arrive."""
+        return max(0, self.quic.received(stream.id) - stream.prefix - stream.received)
 
     def _stream_reset(self, stream: Stream, code: int) -> None:
         if stream.receive_done:
             return
         stream.receive_done = True
-        session = self.sessions.get(stream.session_id)
-        if session is not None and session.flow is not None:
-            # Bytes up to the final size that never arrive are used up all the same.
-            lost = max(0, self.quic.received(stream.id) - stream.prefix - stream.received)
-            session.flow.received += lost
-            session.flow.consumed += lost
+        if stream.early is None:
+            self._use_up(stream, self._missing(stream))
+        else:
+            stream.received += self._missing(stream)
         if stream.early is not None:
             # Its session will never hear of it.
             self._abandon(stream, codes.WT_SESSION_GONE)
@@ -243,12 +283,14 @@ class Incoming(Sessions):
     def quic_stream_stopped(self, stream_id: int, code: int) -> None:
         stream = self.streams.get(stream_id)
         if stream is not None:
-            if not stream.send_done:
+            # One that waits for its session is told of with _announce().
+            if not stream.send_done and stream.early is None:
                 self._unsend(stream)
                 self._events.append(events.StreamStopped(stream.id, codes.application_code(code)))
         elif stream_id in self.sessions and self.sessions[stream_id].live:
             session = self.sessions[stream_id]
-            if session.phase is SessionPhase.CONNECTING and code == codes.H3_NO_ERROR:
+            connecting = session.phase is SessionPhase.CONNECTING
+            if self.is_client and connecting and code == codes.H3_NO_ERROR:
                 # RFC 9114 4.1: the response is complete, or about to be; it says the rest.
                 return
             self._session_lost(session, code)
@@ -266,15 +308,18 @@ class Incoming(Sessions):
             code, stream.pending_reset = stream.pending_reset, None
             self._unsend(stream)
             self.quic.reset(stream_id, code)
-        if not stream.send_done and self.quic.sending_finished(stream_id):
-            stream.send_done = True
-            self._events.append(events.StreamFinished(stream_id))
-            self._finish(stream)
-        if stream_id in self._writers:
-            self._check_writer(stream)
+        if stream.early is not None:
+            return
         if stream_id in self._flushers and not self.quic.buffered(stream_id):
             self._flushers.discard(stream_id)
             self._events.append(events.StreamFlushed(stream_id))
+        finished = not stream.send_done and self.quic.sending_finished(stream_id)
+        stream.send_done = stream.send_done or finished
+        if stream_id in self._writers:
+            self._check_writer(stream)
+        if finished:
+            self._events.append(events.StreamFinished(stream_id))
+            self._finish(stream)
 
     # Datagrams
 

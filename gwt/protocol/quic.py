@@ -29,12 +29,13 @@ from aioquic.quic.connection import (
     QuicConnectionState,
 )
 from aioquic.quic.packet import QuicFrameType
-from aioquic.quic.packet_builder import QuicDeliveryState, QuicPacketBuilder
+from aioquic.quic.packet_builder import QuicPacketBuilder
 from aioquic.quic.recovery import QuicPacketSpace
-from aioquic.quic.stream import QuicStream, QuicStreamSender
+from aioquic.quic.stream import QuicStream
 from cryptography.hazmat.primitives.serialization import Encoding
 
 from .datagrams import DatagramQueue
+from .quicstream import Sender, Stream
 from .seam import CONNECTION_WINDOW, SILENT, Address, QuicOptions, QuicSink, SendBudget
 
 __all__ = ["Quic"]
@@ -44,75 +45,16 @@ __all__ = ["Quic"]
 _DATAGRAM_OVERHEAD = 1 + 2 + 3 + 16
 
 
-class _Sender(QuicStreamSender):
-    """A stream's sending half that accounts for its buffer."""
-
-    def __init__(self, owner: _Connection, stream_id: int | None, writable: bool) -> None:
-        super().__init__(stream_id=stream_id, writable=writable)
-        self.owner = owner
-
-    def write(self, data: bytes, end_stream: bool = False) -> None:
-        super().write(data, end_stream)
-        self.owner.account(len(data))
-
-    def on_data_delivery(
-        self, delivery: QuicDeliveryState, start: int, stop: int, fin: bool
-    ) -> None:
-        before = self._buffer_start
-        super().on_data_delivery(delivery, start, stop, fin)
-        if delivery is not QuicDeliveryState.ACKED:
-            self.owner.frames_lost += 1
-        elif self._reset_error_code is None:
-            self.owner.account(before - self._buffer_start)
-            self.owner.progress.add(self._stream_id)
-
-    def on_reset_delivery(self, delivery: QuicDeliveryState) -> None:
-        super().on_reset_delivery(delivery)
-        self.owner.progress.add(self._stream_id)
-
-    def reset(self, error_code: int) -> None:
-        if self._reset_error_code is None and not self.is_finished:
-            # aioquic keeps what will never be sent until the reset is acknowledged.
-            self.owner.account(self._buffer_start - self._buffer_stop)
-            self._buffer.clear()
-            self._buffer_start = self._buffer_stop
-        super().reset(error_code)
-        self.owner.progress.add(self._stream_id)
-
-    @property
-    def buffered(self) -> int:
-        return self._buffer_stop - self._buffer_start
-
-    @property
-    def takes_data(self) -> bool:
-        return not (self.is_finished or self._reset_error_code is not None) and (
-            self._buffer_fin is None
-        )
-
-
-class _Stream(QuicStream):
-    """A stream with its own window, which is not forgotten while the floor above holds it."""
-
-    # All streams are made by aioquic and adopted, so these are the values they start with.
-    held = False
-    consumed = 0
-    window = 0
-    sender: _Sender
-
-    @property
-    def is_finished(self) -> bool:
-        return not self.held and self.receiver.is_finished and self.sender.is_finished
-
-
 class _Connection(QuicConnection):
     """QuicConnection with credit by consumption and an account of what is buffered."""
 
-    _streams: dict[int, _Stream]  # type: ignore[assignment]
+    _streams: dict[int, Stream]  # type: ignore[assignment]
 
     def __init__(self, options: QuicOptions, budget: SendBudget, **kwargs: Any) -> None:
         super().__init__(**kwargs)
         self.budget = budget
         self.buffered = 0
+        self.settled = False
         self.frames_lost = 0
         self.progress: set[int | None] = set()
         self._logger = self._loss._logger = SILENT
@@ -120,29 +62,29 @@ class _Connection(QuicConnection):
             limit.value = limit.sent = options.max_incoming_streams
 
     def account(self, change: int) -> None:
-        self.buffered += change
-        self.budget.buffered += change
+        # Acknowledgements may still come in behind a close, when all was returned.
+        if not self.settled:
+            self.buffered += change
+            self.budget.buffered += change
 
-    def _adopt(self, stream: QuicStream) -> None:
-        # aioquic makes its streams itself, in two methods; a subclass of the class they make
-        # is the least invasive way to give each its sender and its window.
-        stream.__class__ = _Stream
-        stream.sender = _Sender(self, stream.stream_id, not stream.sender.is_finished)
-        stream.window = stream.max_stream_data_local  # type: ignore[attr-defined]
+    def settle(self) -> None:
+        """Return everything to the budget, for good."""
+        self.account(-self.buffered)
+        self.settled = True
 
     def _get_or_create_stream(self, frame_type: int, stream_id: int) -> QuicStream:
         known = len(self._streams_queue)
         stream = super()._get_or_create_stream(frame_type, stream_id)
         # Opening a stream opens all lower ones of its kind too.
         for created in self._streams_queue[known:]:
-            self._adopt(created)
+            Stream.adopt(created, self)
         return stream
 
     def _get_or_create_stream_for_send(self, stream_id: int) -> QuicStream:
         known = len(self._streams_queue)
         stream = super()._get_or_create_stream_for_send(stream_id)
         if len(self._streams_queue) > known:
-            self._adopt(stream)
+            Stream.adopt(stream, self)
         return stream
 
     def _write_stream_limits(
@@ -234,12 +176,12 @@ class Quic:
         self.packets_received += len(datagrams)
 
     def deadline(self) -> float | None:
-        """Return when on_timer() wants to be called; None once the connection is over."""
-        return self._quic.get_timer()
+        """Return when on_timer() wants to be called; None before the start and after the end."""
+        return self._quic.get_timer() if self._quic._network_paths else None
 
     def on_timer(self, now: float) -> None:
         """Let time pass."""
-        deadline = self._quic.get_timer()
+        deadline = self.deadline()
         if deadline is not None and now >= deadline:
             self._quic.handle_timer(now)
 
@@ -285,8 +227,7 @@ class Quic:
         if event is None or self._closed:
             return
         self._closed = True
-        self._quic.budget.buffered -= self._quic.buffered
-        self._quic.buffered = 0
+        self._quic.settle()
         remote = self._quic._state is QuicConnectionState.DRAINING
         sink.quic_closed(
             event.error_code, event.reason_phrase, remote, application=event.frame_type is None
@@ -299,11 +240,14 @@ class Quic:
         quic = self._quic
         if not quic._network_paths or quic._state in END_STATES:
             return []
-        self._datagrams.before_sending(now)
+        waiting = bool(quic._datagrams_pending)
+        if waiting:
+            self._datagrams.before_sending(now, self.max_datagram)
         datagrams = quic.datagrams_to_send(now)
         if quic.stream_credit_due():
             datagrams += quic.datagrams_to_send(now)
-        self._datagrams.after_sending()
+        if waiting:
+            self._datagrams.after_sending()
         for data, _ in datagrams:
             self.bytes_sent += len(data)
         self.packets_sent += len(datagrams)
@@ -317,14 +261,13 @@ class Quic:
     def close(self, code: int, reason: str = "", *, application: bool = True) -> None:
         """Close with one CONNECTION_CLOSE; the first close wins."""
         # frame_type None makes it an application close (RFC 9000 19.19). A reason must leave
-        # room for the rest of the packet.
-        while len(reason.encode()) > 512:
-            reason = reason[: len(reason) // 2]
-        self._quic.close(code, None if application else QuicFrameType.PADDING, reason)
+        # room for the rest of the packet, and encode when the packet is made.
+        short = reason.encode("utf-8", "replace")[:512].decode("utf-8", "ignore")
+        self._quic.close(code, None if application else QuicFrameType.PADDING, short)
 
     # Streams
 
-    def _sender(self, stream_id: int) -> _Sender | None:
+    def _sender(self, stream_id: int) -> Sender | None:
         stream = self._quic._streams.get(stream_id)
         return None if stream is None else stream.sender
 
@@ -354,6 +297,16 @@ class Quic:
         sender.write(data, end)
         return True
 
+    def takes_data(self, stream_id: int) -> bool:
+        """Return whether write() would take something: no end and no reset so far."""
+        sender = self._sender(stream_id)
+        return sender is not None and sender.takes_data and not self.closed
+
+    def reset_code(self, stream_id: int) -> int | None:
+        """Return the code with which our side was reset, by us or by STOP_SENDING, or None."""
+        sender = self._sender(stream_id)
+        return None if sender is None else sender.reset_code
+
     def buffered(self, stream_id: int) -> int:
         """Return the bytes of a stream that are unsent or unacknowledged."""
         stream = self._quic._streams.get(stream_id)
@@ -372,7 +325,7 @@ class Quic:
     def acked(self, stream_id: int) -> int:
         """Return up to which offset a stream has been acknowledged; of an unknown one, -1."""
         stream = self._quic._streams.get(stream_id)
-        return -1 if stream is None else stream.sender._buffer_start
+        return -1 if stream is None else stream.sender.acked
 
     def sending_finished(self, stream_id: int) -> bool:
         """Return whether all that we sent, end or reset, has been acknowledged."""
@@ -392,6 +345,11 @@ class Quic:
     def gone(self, stream_id: int) -> bool:
         """Return whether a stream existed and is finished and forgotten."""
         return self._quic._stream_is_discarded(stream_id)
+
+    def sending_over(self, stream_id: int) -> bool:
+        """Return whether a stream exists, or did, and nothing more can be written to it."""
+        sender = self._sender(stream_id)
+        return self.gone(stream_id) if sender is None else not sender.takes_data
 
     def may_open(self, stream_id: int) -> bool:
         """Return whether the peer is allowed to have a stream of this id."""
@@ -431,7 +389,7 @@ class Quic:
         stream.window = window
         return self._move_limit(stream)
 
-    def _move_limit(self, stream: _Stream) -> bool:
+    def _move_limit(self, stream: Stream) -> bool:
         limit = stream.consumed + stream.window
         if stream.receiver.is_finished or limit - stream.max_stream_data_local < stream.window / 2:
             return False
@@ -450,9 +408,17 @@ class Quic:
         fits = quic._max_datagram_size - _DATAGRAM_OVERHEAD - len(quic._peer_cid.cid)
         return max(0, min(fits, accepted - 3))
 
-    def send_datagram(self, data: bytes) -> None:
-        """Queue a DATAGRAM frame; when the queue is full the oldest goes, counted."""
+    def send_datagram(self, data: bytes) -> bool:
+        """
+        Queue a DATAGRAM frame; when the queue is full the oldest goes, counted.
+
+        Returns False for one that can never be sent: it would hold up all behind it.
+        """
+        limit = self.max_datagram
+        if not limit or len(data) > limit or self.closed:
+            return False
         self._datagrams.push(data)
+        return True
 
     # Life
 

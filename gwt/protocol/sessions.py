@@ -1,89 +1,26 @@
 """
-The sessions of one connection: requests and responses, capsules, and how sessions and their
-streams end.
+The sessions of one connection: requests and responses, capsules, and how sessions end.
 
-The state of webtransport.py, which has the theory of operation, and everything that changes
-sessions as a whole. It holds all state that a peer can fill, and the bound of each part:
-
-- first bytes of streams (`_partial`): one prefix each, streams limited by credit;
-- streams before their session: `max_pending_streams`, each within its initial window, for
-  `pending_timeout`; datagrams before their session: `max_pending_datagrams`;
-- requests before SETTINGS: `max_sessions_per_connection`;
-- ignored streams: limited by credit.
+What changes sessions as a whole; streams.py has the state, webtransport.py the theory of
+operation.
 """
 
 from __future__ import annotations
 
 from collections import deque
 
-from ..config import TransportConfig
 from . import capsules, codes, events, requests
-from .capsules import Capsule, CapsuleError, encode_varint
+from .capsules import Capsule, CapsuleError
 from .flow import SessionFlow, flow_is_on
-from .h3 import DataReceived, HeadersReceived, Http3
-from .quic import Quic
-from .records import Session, SessionPhase, Stream, bad_setting, local_settings
+from .h3 import DataReceived, HeadersReceived, Http3, MessageMalformed
+from .records import Session, SessionPhase, bad_setting
+from .streams import Streams
 
 __all__ = ["Sessions"]
 
 
-class Sessions:
-    """State of one connection, and what its peer does to it."""
-
-    def __init__(self, quic: Quic, config: TransportConfig) -> None:
-        self.quic = quic
-        self.config = config
-        self.is_client = quic.is_client
-        self.settings = local_settings(config, is_client=quic.is_client)
-
-        # The draft spoken; a server decides with each request.
-        self.draft: codes.Draft | None = None
-
-        # Whether the peer's SETTINGS have arrived.
-        self.ready = False
-
-        # Sessions by the id of their CONNECT stream, until that stream is over.
-        self.sessions: dict[int, Session] = {}
-
-        # WebTransport streams by id, until both directions are over and all was consumed.
-        self.streams: dict[int, Stream] = {}
-
-        # What was dropped, by cause; part of stats().
-        self.counters = {
-            "streams_refused": 0,
-            "streams_expired": 0,
-            "datagrams_unknown_session": 0,
-            "requests_malformed": 0,
-            "requests_refused": 0,
-        }
-
-        # Things that happened, in order, and not told yet.
-        self._events: list[events.Event] = []
-
-        # Requests before SETTINGS, the first bytes of streams, datagrams before their session.
-        self._held_requests: list[tuple[int, events.Headers]] = []
-        self._partial: dict[int, bytes] = {}
-        self._early_datagrams: deque[tuple[int, bytes]] = deque()
-
-        # Since when streams or datagrams wait for a session that nobody has asked for.
-        self._early_since: dict[int, float] = {}
-        self._early_streams = 0
-
-        # Streams refused or left over, whose bytes are discarded until they end.
-        self._ignored: set[int] = set()
-
-        # Streams whose writers wait for room, or until all is acknowledged; sessions that wait
-        # for a stream.
-        self._writers: set[int] = set()
-        self._flushers: set[int] = set()
-        self._openers: set[int] = set()
-
-        # What accepted streams were granted beyond their first window; what unaccepted hold.
-        self._granted = 0
-        self._unaccepted = 0
-
-        self._h3: Http3 | None = None
-        self._now = 0.0
+class Sessions(Streams):
+    """Sessions, and what the peer does to them."""
 
     # QuicSink: the connection
 
@@ -111,10 +48,11 @@ class Sessions:
         self._ignored.clear()
         self._early_datagrams.clear()
         self._early_since.clear()
-        self._held_requests.clear()
+        self._held.clear()
         self._writers.clear()
         self._flushers.clear()
         self._openers.clear()
+        self._granted = self._unaccepted = self._early_streams = 0
         self._events.append(events.ConnectionEnded(code, reason, remote, application))
 
     def quic_stream_credit(self) -> None:
@@ -126,6 +64,11 @@ class Sessions:
 
     def _http_data(self, stream_id: int, data: bytes, ended: bool) -> None:
         assert self._h3 is not None
+        if not (self.ready or self.is_client or stream_id & 2):
+            self._hold_request(stream_id, data, ended)
+            return
+        self.quic.consumed(stream_id, len(data))
+        self._note_end(stream_id, ended)
         for event in self._h3.receive(stream_id, data, ended):
             if isinstance(event, HeadersReceived):
                 if self.is_client:
@@ -136,11 +79,30 @@ class Sessions:
                     self._session_data(event.stream_id, b"", True)
             elif isinstance(event, DataReceived):
                 self._session_data(event.stream_id, event.data, event.stream_ended)
+            elif isinstance(event, MessageMalformed):
+                self._malformed(stream_id, ended)
+        self._note_end(stream_id, ended)
+        if not self.ready and self._h3.settings is not None:
+            self._settings_received()
+
+    def _note_end(self, stream_id: int, ended: bool) -> None:
+        # Before what came is acted upon, which may be all that a session waits for, and behind
+        # it, since it may be what makes the session.
         session = self.sessions.get(stream_id)
         if ended and session is not None:
             session.receive_done = True
-        if not self.ready and self._h3.settings is not None:
-            self._settings_received()
+
+    def _hold_request(self, stream_id: int, data: bytes, ended: bool) -> None:
+        # webtrans-http3-16 3.1: nothing of a request is processed before the client's SETTINGS.
+        # It is not read either, so that its window bounds what is held.
+        if stream_id in self._held:
+            data = self._held[stream_id][0] + data
+        elif len(self._held) >= self.config.max_sessions_per_connection:
+            self.counters["requests_refused"] += 1
+            self.quic.consumed(stream_id, len(data))
+            self._refuse(stream_id, codes.H3_REQUEST_REJECTED, ended)
+            return
+        self._held[stream_id] = (data, ended)
 
     def _settings_received(self) -> None:
         problem = bad_setting(self._peer_settings, is_client=self.is_client)
@@ -151,29 +113,25 @@ class Sessions:
         if self.is_client:
             self.draft = codes.best_draft(self._peer_settings)
         self._events.append(events.ConnectionReady())
-        held, self._held_requests = self._held_requests, []
-        for stream_id, headers in held:
-            self._request(stream_id, headers, False)
+        held, self._held = self._held, {}
+        for stream_id, (data, ended) in held.items():
+            self._http_data(stream_id, data, ended)
 
     def _request(self, stream_id: int, headers: events.Headers, ended: bool) -> None:
         """Take a request's headers, or its trailers, which mean nothing here."""
         if stream_id in self.sessions:
             return
+        if not self.quic.takes_data(stream_id):
+            # The client stopped reading the answer before there was one.
+            self._refuse_request(stream_id, codes.H3_REQUEST_CANCELLED, ended)
+            return
         if not requests.is_session_request(headers):
             # RFC 9220 3 wants 501 for an unknown :protocol; nothing else is served yet either.
             self._respond(stream_id, 501, ended=ended)
             return
-        if not self.ready:
-            # webtrans-http3-16 3.1: no session before the client's SETTINGS.
-            if len(self._held_requests) < self.config.max_sessions_per_connection:
-                self._held_requests.append((stream_id, headers))
-            else:
-                self._refuse_request(stream_id, codes.H3_REQUEST_REJECTED, ended)
-            return
         request = requests.parse_request(stream_id, headers)
         if isinstance(request, str):
-            self.counters["requests_malformed"] += 1
-            self._refuse_request(stream_id, codes.H3_MESSAGE_ERROR, ended)
+            self._malformed(stream_id, ended)
             return
         draft = codes.session_draft(
             dict(headers)[b":protocol"],
@@ -185,6 +143,15 @@ class Sessions:
             return
         self._add_session(stream_id, draft)
         self._events.append(request)
+
+    def _malformed(self, stream_id: int, ended: bool) -> None:
+        # RFC 9114 4.1.2: a malformed message is an error of its stream alone.
+        self.counters["requests_malformed"] += 1
+        session = self.sessions.get(stream_id)
+        if session is None:
+            self._refuse_request(stream_id, codes.H3_MESSAGE_ERROR, ended)
+        elif session.live:
+            self._lose_session(session, codes.H3_MESSAGE_ERROR, codes.H3_MESSAGE_ERROR)
 
     def _refuse_request(self, stream_id: int, code: int, ended: bool) -> None:
         assert self._h3 is not None
@@ -221,8 +188,13 @@ class Sessions:
             return
         if status >= 300:
             self.quic.reset(stream_id, codes.H3_REQUEST_CANCELLED)
-            self._end_session(session, None, "", remote=True, silent=True)
             self._events.append(events.SessionRefused(stream_id, status, None, headers))
+            self._end_session(session, None, "", remote=True, silent=True)
+            return
+        stopped = self.quic.reset_code(stream_id)
+        if stopped is not None:
+            # A session that we cannot end in order is none.
+            self._session_lost(session, stopped)
             return
         chosen = requests.chosen_subprotocol(headers, session.offered)
         self._events.append(events.SessionAccepted(stream_id, chosen, headers))
@@ -250,9 +222,10 @@ class Sessions:
             return
         try:
             received = session.reader.feed(data)
-            for index, capsule in enumerate(received):
+            for capsule in received:
                 if capsule.type == capsules.CLOSE_SESSION:
-                    if received[index + 1 :] or session.reader.pending:
+                    # The reader stops there: what is pending is behind it.
+                    if session.reader.pending:
                         raise CapsuleError("Data after CLOSE")
                     self._close_received(session, *capsules.parse_close(capsule.payload))
                     return
@@ -279,9 +252,7 @@ class Sessions:
         match capsule.type:
             case capsules.MAX_DATA:
                 grew = flow.raise_data(limit)
-                for stream in list(session.streams.values()):
-                    if stream.id in self._writers:
-                        self._check_writer(stream)
+                self._wake_writers(session)
                 return grew
             case capsules.MAX_STREAMS_BIDI | capsules.MAX_STREAMS_UNI:
                 if session.id in self._openers:
@@ -299,18 +270,20 @@ class Sessions:
 
     def _session_lost(self, session: Session, code: int) -> None:
         """Deal with a request stream that was reset, stopped or ended out of turn."""
-        connecting = session.phase is SessionPhase.CONNECTING
-        self.quic.reset(session.id, codes.H3_REQUEST_CANCELLED)
-        self.quic.stop(session.id, codes.H3_REQUEST_CANCELLED)
-        if connecting and self.is_client:
-            self._end_session(session, None, "", remote=True, silent=True)
-            self._events.append(events.SessionRefused(session.id, None, code, []))
-        else:
-            self._end_session(session, None, "", remote=True)
+        self._lose_session(session, codes.H3_REQUEST_CANCELLED, code)
 
-    def _send_capsule(self, session: Session, kind: int, payload: bytes = b"") -> None:
-        if session.phase is SessionPhase.OPEN and self._h3 is not None:
-            self._h3.send_data(session.id, capsules.encode_capsule(kind, payload))
+    def _break_session(self, session: Session, code: int) -> None:
+        """End a session whose peer broke a rule."""
+        self._lose_session(session, code, code)
+
+    def _lose_session(self, session: Session, code: int, reported: int) -> None:
+        """Reset a session's request with a code; a client that still asks for it is told one."""
+        refused = self.is_client and session.phase is SessionPhase.CONNECTING
+        self.quic.reset(session.id, code)
+        self.quic.stop(session.id, code)
+        if refused:
+            self._events.append(events.SessionRefused(session.id, None, reported, []))
+        self._end_session(session, None, "", remote=True, silent=refused)
 
     # Life of a session
 
@@ -323,6 +296,10 @@ class Sessions:
         # 12 had no such rule.
         if draft.number > 12 and not flow_is_on(draft, self.settings, self._peer_settings):
             return 1
+        if self.is_client and draft.number in (12, 14):
+            # In these drafts the setting is the number that the server takes.
+            offered = self._peer_settings.get(draft.setting, 0)
+            return min(self.config.max_sessions_per_connection, offered)
         return self.config.max_sessions_per_connection
 
     def _live_sessions(self) -> int:
@@ -339,6 +316,7 @@ class Sessions:
         """Begin a session: capsules that waited for it are read."""
         session.phase = SessionPhase.OPEN
         early, session.early = bytes(session.early), bytearray()
+        self._give_session_credit(session, 0)
         if early:
             self._session_data(session.id, early, False)
 
@@ -352,6 +330,7 @@ class Sessions:
         self._openers.discard(session.id)
         for stream in [s for s in self.streams.values() if s.session_id == session.id]:
             self._abandon(stream, codes.WT_SESSION_GONE)
+        self._early_datagrams = deque(d for d in self._early_datagrams if d[0] != session.id)
         if not silent:
             self._events.append(events.SessionEnded(session.id, code, reason, remote))
         self._forget_session(session)
@@ -369,122 +348,3 @@ class Sessions:
         if not session.receive_done:
             self.quic.stop(session.id, codes.H3_NO_ERROR)
             self._ignore(session.id)
-
-    def _break_session(self, session: Session, code: int) -> None:
-        """End a session whose peer broke a rule."""
-        self.quic.reset(session.id, code)
-        self.quic.stop(session.id, code)
-        self._end_session(session, None, "", remote=True)
-
-    # Streams: what they may send, and how they end
-
-    def _ignore(self, stream_id: int) -> None:
-        """Discard what still arrives on a stream."""
-        self._ignored.add(stream_id)
-        if len(self._ignored) % 64 == 0:
-            # Some end without a word, when their end was on its way already.
-            self._ignored = {i for i in self._ignored if not self.quic.gone(i)}
-
-    def _refuse(self, stream_id: int, code: int, ended: bool) -> None:
-        """Turn a stream down: nothing is sent on it, and what arrives is discarded."""
-        self.quic.reset(stream_id, code)
-        if not ended:
-            self.quic.stop(stream_id, code)
-            self._ignore(stream_id)
-
-    def _check_writer(self, stream: Stream) -> None:
-        room, limit = self._room(stream)
-        # A writer is not woken for every acknowledgement, but when a write is worth it.
-        if stream.send_done or (room and room * 4 >= limit):
-            self._writers.discard(stream.id)
-            self._events.append(events.StreamWritable(stream.id))
-
-    def _room(self, stream: Stream) -> tuple[int, int]:
-        """Return how much may be written now, and how much if nothing were buffered."""
-        config, quic = self.config, self.quic
-        limit = config.stream_send_buffer
-        if (
-            quic.buffered_total >= config.connection_send_buffer
-            or quic.budget.buffered >= config.process_send_buffer
-        ):
-            limit = min(limit, config.stream_send_floor)
-        room = max(0, limit - quic.buffered(stream.id))
-        session = self.sessions.get(stream.session_id)
-        if session is not None and session.flow is not None:
-            credit = session.flow.room()
-            return min(room, credit), min(limit, credit)
-        return room, limit
-
-    def _unsend(self, stream: Stream) -> None:
-        """Take back from the session's account what a reset keeps from being sent."""
-        session = self.sessions.get(stream.session_id)
-        if session is not None and session.flow is not None:
-            sent = max(0, self.quic.sent(stream.id) - (stream.prefix if stream.own else 0))
-            session.flow.sent -= max(0, stream.written - sent)
-            stream.written = min(stream.written, sent)
-
-    def _give_credit(self, stream: Stream, size: int) -> bool:
-        """Let the peer send as much again; returns whether it is told so."""
-        due = self.quic.consumed(stream.id, size)
-        session = self.sessions.get(stream.session_id)
-        if session is not None and session.flow is not None and stream.early is None:
-            limit = session.flow.consume(size)
-            if limit is not None:
-                self._send_capsule(session, capsules.MAX_DATA, encode_varint(limit))
-                return True
-        return due
-
-    def _close_flow_stream(self, session: Session, unidirectional: bool) -> None:
-        if session.flow is not None:
-            limit = session.flow.close_stream(unidirectional)
-            if limit is not None:
-                kind = capsules.MAX_STREAMS_UNI if unidirectional else capsules.MAX_STREAMS_BIDI
-                self._send_capsule(session, kind, encode_varint(limit))
-
-    def _finish(self, stream: Stream) -> None:
-        """Forget a stream that is over in both directions and has been read."""
-        if not (stream.receive_done and stream.send_done and stream.unread <= 0):
-            return
-        if self.streams.pop(stream.id, None) is None:
-            return
-        self._writers.discard(stream.id)
-        self._flushers.discard(stream.id)
-        self.quic.hold(stream.id, False)
-        self._granted -= stream.granted
-        session = self.sessions.get(stream.session_id)
-        if session is None or session.streams.pop(stream.id, None) is None:
-            return
-        session.granted -= stream.granted
-        if not stream.own:
-            session.incoming -= 1
-            self._close_flow_stream(session, bool(stream.id & 2))
-
-    def _abandon(self, stream: Stream, code: int) -> None:
-        """Reset and stop a stream and forget it, whatever it still had."""
-        if not stream.send_done:
-            self._unsend(stream)
-            self.quic.reset(stream.id, code)
-        if not stream.receive_done:
-            self.quic.stop(stream.id, code)
-            self._ignore(stream.id)
-        if stream.early is not None:
-            self._early_streams -= 1
-        elif not stream.accepted:
-            self._unaccepted -= stream.unread
-        self._give_credit(stream, stream.unread)
-        stream.unread = 0
-        stream.receive_done = stream.send_done = True
-        self._finish(stream)
-
-    def _expire(self, now: float) -> None:
-        """Give up on streams and datagrams whose session never came."""
-        for session_id, since in list(self._early_since.items()):
-            if now - since < self.config.pending_timeout:
-                break
-            del self._early_since[session_id]
-            for stream in [s for s in self.streams.values() if s.session_id == session_id]:
-                self.counters["streams_expired"] += 1
-                self._abandon(stream, codes.WT_BUFFERED_STREAM_REJECTED)
-            waiting = [item for item in self._early_datagrams if item[0] != session_id]
-            self.counters["datagrams_unknown_session"] += len(self._early_datagrams) - len(waiting)
-            self._early_datagrams = deque(waiting)

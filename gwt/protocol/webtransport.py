@@ -98,11 +98,7 @@ class WebTransport(Incoming):
     ) -> int | None:
         """Request a session; returns its id, or None while the server allows no stream."""
         assert self.ready and self._h3 is not None and self.draft is not None
-        session_id = self.quic.open(unidirectional=False)
-        if session_id is None:
-            return None
-        session = self._add_session(session_id, self.draft)
-        session.offered = tuple(subprotocols)
+        # First what can fail: a URL that is not ASCII is the caller's error.
         request = requests.build_request(
             self.draft,
             authority,
@@ -111,6 +107,11 @@ class WebTransport(Incoming):
             subprotocols=subprotocols,
             headers=headers,
         )
+        session_id = self.quic.open(unidirectional=False)
+        if session_id is None:
+            return None
+        session = self._add_session(session_id, self.draft)
+        session.offered = tuple(subprotocols)
         self._h3.send_headers(session_id, request)
         return session_id
 
@@ -140,6 +141,8 @@ class WebTransport(Incoming):
         if session is None or session.phase is not SessionPhase.CONNECTING:
             return
         self._respond(session_id, status, headers, body)
+        # What still arrives is ignored from here on.
+        session.receive_done = True
         self._end_session(session, None, "", remote=False, silent=True)
 
     # Sessions, both
@@ -300,12 +303,11 @@ class WebTransport(Incoming):
         return max(0, self.quic.max_datagram - len(encode_varint(session_id // 4)))
 
     def send_datagram(self, session_id: int, data: bytes) -> bool:
-        """Queue a datagram that fits; returns False if the session is not open."""
+        """Queue a datagram; returns False if the session is not open or it can never be sent."""
         session = self.sessions.get(session_id)
         if session is None or session.phase is not SessionPhase.OPEN:
             return False
-        self.quic.send_datagram(encode_varint(session_id // 4) + data)
-        return True
+        return self.quic.send_datagram(encode_varint(session_id // 4) + data)
 
 
 def _reason_bytes(reason: str) -> bytes:

@@ -1,0 +1,106 @@
+"""
+aioquic's streams, with an account of what they buffer and a window that is ours.
+
+Part of the seam of quic.py: these subclasses read and write what is private to the classes that
+they extend, and quic.py is the only one who uses them.
+"""
+
+from __future__ import annotations
+
+from typing import Protocol
+
+from aioquic.quic.packet_builder import QuicDeliveryState
+from aioquic.quic.stream import QuicStream, QuicStreamSender
+
+__all__ = ["Owner", "Sender", "Stream"]
+
+
+class Owner(Protocol):
+    """The connection that keeps the account."""
+
+    # Frames that were lost; streams whose acknowledgements advanced.
+    frames_lost: int
+    progress: set[int | None]
+
+    def account(self, change: int) -> None:
+        """Count bytes that came into a buffer, or left it."""
+
+
+class Sender(QuicStreamSender):
+    """A stream's sending half that accounts for its buffer."""
+
+    def __init__(self, owner: Owner, stream_id: int | None, writable: bool) -> None:
+        super().__init__(stream_id=stream_id, writable=writable)
+        self.owner = owner
+
+    def write(self, data: bytes, end_stream: bool = False) -> None:
+        super().write(data, end_stream)
+        self.owner.account(len(data))
+
+    def on_data_delivery(
+        self, delivery: QuicDeliveryState, start: int, stop: int, fin: bool
+    ) -> None:
+        before = self._buffer_start
+        super().on_data_delivery(delivery, start, stop, fin)
+        if delivery is not QuicDeliveryState.ACKED:
+            self.owner.frames_lost += 1
+        elif self._reset_error_code is None:
+            self.owner.account(before - self._buffer_start)
+            self.owner.progress.add(self._stream_id)
+
+    def on_reset_delivery(self, delivery: QuicDeliveryState) -> None:
+        super().on_reset_delivery(delivery)
+        self.owner.progress.add(self._stream_id)
+
+    def reset(self, error_code: int) -> None:
+        if self._reset_error_code is None and not self.is_finished:
+            # aioquic keeps what will never be sent until the reset is acknowledged.
+            self.owner.account(self._buffer_start - self._buffer_stop)
+            self._buffer.clear()
+            self._buffer_start = self._buffer_stop
+        super().reset(error_code)
+        self.owner.progress.add(self._stream_id)
+
+    @property
+    def buffered(self) -> int:
+        return self._buffer_stop - self._buffer_start
+
+    @property
+    def acked(self) -> int:
+        """Up to which offset all has been acknowledged; meaningless after a reset."""
+        return self._buffer_start
+
+    @property
+    def reset_code(self) -> int | None:
+        """The code of a reset, ours or the answer to STOP_SENDING."""
+        return self._reset_error_code
+
+    @property
+    def takes_data(self) -> bool:
+        return not (self.is_finished or self._reset_error_code is not None) and (
+            self._buffer_fin is None
+        )
+
+
+class Stream(QuicStream):
+    """A stream with its own window, which is not forgotten while the floor above holds it."""
+
+    # All streams are made by aioquic and adopted, so these are the values they start with.
+    held = False
+    consumed = 0
+    window = 0
+    sender: Sender
+
+    @classmethod
+    def adopt(cls, stream: QuicStream, owner: Owner) -> None:
+        """Turn a new stream of aioquic's into one of these, with its sender and window."""
+        # aioquic makes its streams itself, in two methods; a subclass of the class they make is
+        # the least invasive way to give each what is ours.
+        stream.__class__ = cls
+        assert isinstance(stream, cls)
+        stream.sender = Sender(owner, stream.stream_id, not stream.sender.is_finished)
+        stream.window = stream.max_stream_data_local
+
+    @property
+    def is_finished(self) -> bool:
+        return not self.held and self.receiver.is_finished and self.sender.is_finished

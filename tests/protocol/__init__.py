@@ -1,0 +1,1 @@
+"""Tests of gwt.protocol: no sockets, no greenlets, virtual time."""

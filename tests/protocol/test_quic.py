@@ -1,0 +1,369 @@
+"""
+gwt.protocol.quic, the seam: what it relies on inside aioquic, and its own promises.
+
+The first tests name every private attribute that quic.py, quicstream.py and h3.py touch. A new
+release of aioquic that changes one fails here, by name, before anything stranger happens.
+"""
+
+from __future__ import annotations
+
+import ast
+import importlib.metadata
+import inspect
+import ssl
+from collections import deque
+from pathlib import Path
+
+import pytest
+from aioquic.h3.connection import H3Connection, H3Stream
+from aioquic.quic import packet_builder
+from aioquic.quic.configuration import QuicConfiguration
+from aioquic.quic.connection import Limit, QuicConnection, QuicConnectionState
+from aioquic.quic.rangeset import RangeSet
+from aioquic.quic.recovery import QuicPacketRecovery
+from aioquic.quic.stream import QuicStream, QuicStreamReceiver, QuicStreamSender
+
+from gwt.protocol import quic, quicstream
+from gwt.protocol.quic import Quic
+from gwt.protocol.seam import SILENT, SendBudget
+from tests.helpers import raw
+from tests.helpers.pair import SERVER, Pair, quic_options
+from tests.helpers.raw import leftovers
+
+AIOQUIC = importlib.metadata.version("aioquic")
+LOST = f"aioquic {AIOQUIC} has changed what the seam of gwt {{}} relies on: {{}}"
+
+
+def client_connection():
+    return QuicConnection(
+        configuration=QuicConfiguration(is_client=True, verify_mode=ssl.CERT_NONE)
+    )
+
+
+def test_aioquic_is_of_the_minor_version_that_was_read():
+    assert AIOQUIC.startswith("1.7."), LOST.format("quic.py", "read the new release first")
+
+
+CONNECTION = {
+    "_close_event": type(None),
+    "_datagrams_pending": deque,
+    "_events": deque,
+    "_local_max_data": Limit,
+    "_local_max_streams_bidi": Limit,
+    "_local_max_streams_uni": Limit,
+    "_loss": QuicPacketRecovery,
+    "_max_datagram_size": int,
+    "_network_paths": list,
+    "_remote_max_datagram_frame_size": type(None),
+    "_remote_max_idle_timeout": (type(None), float, int),
+    "_remote_max_streams_bidi": int,
+    "_remote_max_streams_uni": int,
+    "_state": QuicConnectionState,
+    "_streams": dict,
+    "_streams_queue": list,
+}
+
+
+@pytest.mark.parametrize("name", CONNECTION)
+def test_connection_has_the_attribute(name):
+    connection = client_connection()
+    assert isinstance(getattr(connection, name, LOST), CONNECTION[name]), LOST.format(
+        "quic.py", f"QuicConnection.{name}"
+    )
+
+
+def test_connection_has_its_peers_id_and_its_logger():
+    connection = client_connection()
+    assert isinstance(connection._peer_cid.cid, bytes)
+    assert hasattr(connection, "_logger")
+    assert hasattr(connection._loss, "_logger")
+    for name in ("value", "sent", "used"):
+        assert isinstance(getattr(connection._local_max_data, name), int)
+
+
+@pytest.mark.parametrize(
+    "name, parameters",
+    [
+        ("_get_or_create_stream", ["self", "frame_type", "stream_id"]),
+        ("_get_or_create_stream_for_send", ["self", "stream_id"]),
+        ("_on_max_stream_data_delivery", ["self", "delivery", "stream"]),
+        ("_stream_is_discarded", ["self", "stream_id"]),
+        ("_stream_limit", ["self", "stream_id"]),
+        ("_write_connection_limits", ["self", "builder", "space"]),
+        ("_write_stream_limits", ["self", "builder", "space", "stream"]),
+    ],
+)
+def test_connection_has_the_method(name, parameters):
+    method = getattr(QuicConnection, name, None)
+    assert method is not None, LOST.format("quic.py", f"QuicConnection.{name}()")
+    assert list(inspect.signature(method).parameters) == parameters
+
+
+@pytest.mark.parametrize("name", ["_rtt_smoothed", "_rtt_min", "_rtt_initialized"])
+def test_recovery_has_the_attribute(name):
+    assert hasattr(client_connection()._loss, name), LOST.format("quic.py", name)
+
+
+SENDER = {
+    "_buffer": bytearray,
+    "_buffer_fin": type(None),
+    "_buffer_start": int,
+    "_buffer_stop": int,
+    "_pending": RangeSet,
+    "_reset_error_code": type(None),
+    "_stream_id": int,
+}
+
+
+@pytest.mark.parametrize("name", SENDER)
+def test_stream_sender_has_the_attribute(name):
+    sender = QuicStreamSender(stream_id=0, writable=True)
+    assert isinstance(getattr(sender, name, LOST), SENDER[name]), LOST.format(
+        "quicstream.py", f"QuicStreamSender.{name}"
+    )
+
+
+@pytest.mark.parametrize(
+    "name, parameters",
+    [
+        ("write", ["self", "data", "end_stream"]),
+        ("reset", ["self", "error_code"]),
+        ("on_data_delivery", ["self", "delivery", "start", "stop", "fin"]),
+        ("on_reset_delivery", ["self", "delivery"]),
+    ],
+)
+def test_stream_sender_has_the_method(name, parameters):
+    method = getattr(QuicStreamSender, name)
+    assert list(inspect.signature(method).parameters) == parameters
+
+
+def test_stream_has_both_halves_and_its_limits():
+    stream = QuicStream(stream_id=0, max_stream_data_local=5)
+    assert isinstance(stream.receiver, QuicStreamReceiver)
+    assert stream.max_stream_data_local == stream.max_stream_data_local_sent == 5
+    assert stream.receiver.highest_offset == stream.sender.highest_offset == 0
+    assert isinstance(type(stream).is_finished, property)
+    assert not hasattr(QuicStream, "__slots__"), "its class could not be changed"
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "_local_control_stream_id",
+        "_local_decoder_stream_id",
+        "_local_encoder_stream_id",
+        "_peer_control_stream_id",
+        "_peer_decoder_stream_id",
+        "_peer_encoder_stream_id",
+        "_decoder",
+        "_encoder",
+        "_max_push_id",
+        "_stream",
+    ],
+)
+def test_http3_connection_has_the_attribute(name):
+    h3 = raw.Raw(is_client=True, h3=H3Connection).h3
+    assert hasattr(h3, name), LOST.format("h3.py", f"H3Connection.{name}")
+
+
+@pytest.mark.parametrize(
+    "name, parameters",
+    [
+        ("_check_request_or_push_frame_type", ["self", "frame_type", "stream"]),
+        ("_get_local_settings", ["self"]),
+        ("_init_connection", ["self"]),
+        ("_receive_request_or_push_data", ["self", "stream", "data", "stream_ended"]),
+    ],
+)
+def test_http3_connection_has_the_method(name, parameters):
+    method = getattr(H3Connection, name, None)
+    assert method is not None, LOST.format("h3.py", f"H3Connection.{name}()")
+    assert list(inspect.signature(method).parameters) == parameters
+
+
+@pytest.mark.parametrize("name", ["frame_size", "frame_type", "stream_type", "stream_id"])
+def test_http3_stream_has_the_attribute(name):
+    assert hasattr(H3Stream(0), name), LOST.format("h3.py", f"H3Stream.{name}")
+
+
+def test_every_private_attribute_that_the_seam_uses_is_asserted_here():
+    here = Path(__file__).read_text(encoding="utf-8")
+    for module in (quic, quicstream):
+        tree = ast.parse(inspect.getsource(module))
+        ours = {
+            node.attr
+            for node in ast.walk(tree)
+            if isinstance(node, ast.Attribute) and isinstance(node.ctx, ast.Store)
+        } | {node.name for node in ast.walk(tree) if isinstance(node, ast.FunctionDef)}
+        overridden = set(dir(QuicConnection)) | set(dir(QuicStreamSender))
+        for node in ast.walk(tree):
+            if not isinstance(node, ast.Attribute) or not node.attr.startswith("_"):
+                continue
+            if node.attr.startswith("__") or (node.attr in ours and node.attr not in overridden):
+                continue
+            if node.attr == "_peer_certificate":
+                continue  # test_certificate_of_the_peer_is_der
+            assert node.attr in here, f"{module.__name__}:{node.lineno}: {node.attr}"
+
+
+# What the seam promises
+
+
+class Sink:
+    """Everything that drain() told, as tuples."""
+
+    def __init__(self):
+        self.told = []
+
+    def __getattr__(self, name):
+        return lambda *args, **kwargs: self.told.append((name.removeprefix("quic_"), *args))
+
+
+def test_aioquics_loggers_are_silenced():
+    connection = Pair().client.protocol.quic._quic
+    assert connection._logger is SILENT
+    assert connection._loss._logger is SILENT
+    assert packet_builder is not None
+
+
+def test_certificate_of_the_peer_is_der():
+    pair = Pair()
+    assert pair.client.protocol.quic.peer_certificate == b""
+    pair.session()
+    assert pair.client.protocol.quic.peer_certificate[:1] == b"\x30"
+    assert pair.server.protocol.quic.peer_certificate == b""
+
+
+def test_connection_that_was_not_started_sends_nothing_and_does_not_raise():
+    options = quic_options(raw.ClientConfig(), is_client=True)
+    connection = Quic(options)
+    assert connection.poll(0.0) == []
+    assert connection.deadline() is None
+    connection.on_timer(0.0)
+    connection.drain(Sink())
+    assert connection.open(False) is None
+    assert not connection.write(0, b"x")
+    assert connection.peer_certificate == b""
+    assert connection.max_datagram == 0
+    assert not connection.send_datagram(b"")
+    assert connection.buffered(0) == connection.sent(0) == connection.received(0) == 0
+    assert connection.acked(0) == -1
+    connection.reset(0, 0)
+    connection.stop(0, 0)
+    connection.hold(0, True)
+    assert not connection.consumed(0, 1)
+    assert not connection.set_window(0, 1)
+
+
+def test_on_timer_before_the_deadline_does_nothing():
+    options = quic_options(raw.ClientConfig(), is_client=True)
+    connection = Quic(options)
+    connection.connect(SERVER, 10.0)
+    first = connection.poll(10.0)
+    assert len(first) == 1
+    deadline = connection.deadline()
+    connection.on_timer(deadline - 0.001)
+    assert connection.poll(deadline - 0.001) == []
+    connection.on_timer(deadline)
+    assert connection.poll(deadline), "a probe"
+    assert connection.packets_sent >= 2
+    assert connection.bytes_sent >= 2400
+
+
+def test_close_is_told_at_once_and_the_first_one_wins():
+    pair = Pair()
+    pair.session()
+    connection, sink = pair.client.protocol.quic, Sink()
+    connection.close(5, "first")
+    connection.close(6, "second")
+    assert connection.closed
+    connection.drain(sink)
+    connection.drain(sink)
+    assert [t for t in sink.told if t[0] == "closed"] == [("closed", 5, "first", False)]
+
+
+def test_ping_is_acknowledged():
+    pair = Pair()
+    pair.session()
+    pair.run()
+    told = []
+    pair.client.protocol.quic_ping_acknowledged = lambda: told.append(True)
+    pair.client.protocol.quic.ping()
+    pair.run(0.1)
+    assert told == [True]
+
+
+def test_idle_timeout_is_the_smaller_one_of_both_sides():
+    pair = Pair(client=raw.ClientConfig(idle_timeout=7.0))
+    assert pair.client.protocol.quic.idle_timeout == 7.0
+    pair.session()
+    assert pair.server.protocol.quic.idle_timeout == 7.0
+    assert pair.client.protocol.quic.idle_timeout == 7.0
+
+
+def test_stream_that_is_held_keeps_its_slot():
+    peer = raw.server()
+    session_id = peer.session()
+    stream_id = peer.wt_uni(session_id, b"x", True, run=True)
+    connection = peer.protocol.quic
+    before = connection._quic._local_max_streams_uni.value
+    peer.run(1.0)
+    assert stream_id in connection._quic._streams
+    assert not connection.gone(stream_id)
+    peer.protocol.consumed(stream_id, 1)
+    peer.run()
+    assert connection.gone(stream_id)
+    assert connection._quic._local_max_streams_uni.value == before + 1
+
+
+def test_opening_a_stream_opens_all_lower_ones_with_account_and_window():
+    peer = raw.server()
+    session_id = peer.session()
+    peer.quic._local_next_stream_id_uni += 20
+    stream_id = peer.wt_uni(session_id, b"x", run=True)
+    streams = peer.protocol.quic._quic._streams
+    for lower in range(stream_id - 20, stream_id + 4, 4):
+        assert isinstance(streams[lower], quicstream.Stream)
+        assert isinstance(streams[lower].sender, quicstream.Sender)
+        assert streams[lower].window == peer.config.initial_stream_window
+
+
+def test_limit_of_the_connection_stays_ahead_of_what_arrived_and_does_not_double():
+    peer = raw.server()
+    session_id = peer.session()
+    peer.end.react = lambda e: (
+        peer.protocol.consumed(e.stream_id, len(e.data)) if hasattr(e, "data") else None
+    )
+    for _ in range(5):
+        peer.wt_uni(session_id, bytes(1 << 20), True)
+        peer.run(2.0)
+    limit = peer.protocol.quic._quic._local_max_data
+    assert limit.used > 5 << 20
+    assert quic.CONNECTION_WINDOW // 2 <= limit.value - limit.used <= quic.CONNECTION_WINDOW
+    assert leftovers(peer.protocol).keys() == {"sessions", "h3", "quic", "queue"}
+
+
+def test_budget_is_shared_and_settled_once():
+    budget = SendBudget()
+    budget.buffered = 1000
+    connection = quic._Connection(
+        quic_options(raw.ClientConfig(), is_client=True),
+        budget,
+        configuration=quic_options(raw.ClientConfig(), is_client=True).configuration(),
+    )
+    connection.account(500)
+    assert (connection.buffered, budget.buffered) == (500, 1500)
+    connection.settle()
+    connection.settle()
+    connection.account(-500)
+    assert (connection.buffered, budget.buffered) == (0, 1000)
+
+
+def test_stats_have_their_names_and_are_numbers():
+    pair = Pair()
+    pair.session()
+    pair.run()
+    stats = pair.client.protocol.quic.stats()
+    assert stats["rtt"] == pytest.approx(2 * pair.latency, rel=0.5)
+    assert stats["packets_sent"] > 0 < stats["bytes_received"]
+    assert all(isinstance(value, (int, float)) for value in stats.values())
