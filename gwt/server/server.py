@@ -46,6 +46,11 @@ _allocate_lock = monkey.get_original("_thread", "allocate_lock")
 # What a session is closed with when its handler raised: the number that WebSocket uses.
 INTERNAL_ERROR = 1011
 
+# How long stop() leaves a connection to its client once the session's close is acknowledged. To
+# Chromium (156) a CONNECTION_CLOSE within a millisecond of it is "Connection lost", and the page
+# sees neither code nor reason. Clients of gwt close the connection at once, Chromium does not.
+_FAREWELL = 0.25
+
 
 class Server:
     """
@@ -181,8 +186,10 @@ class Server:
             self._tcp.stop()
         if self._udp is not None:
             self._udp.refuse_newcomers()
+        parting = {session.connection for session in self.sessions}
         self._drain_sessions(deadline)
         self._handlers.kill(block=True, timeout=1.0)
+        self._await_farewells(parting, Deadline(_FAREWELL))
         for connection in self.connections.get_all_resources():
             connection.close(reason="The server is stopping")
         self._linger(Deadline(1.0))
@@ -214,6 +221,11 @@ class Server:
         closers.join(timeout=max(1.0, deadline.remaining() or 0.0))
         closers.kill()
         self._handlers.join(timeout=1.0)
+
+    def _await_farewells(self, parting: set[WebTransportConnection], deadline: Deadline) -> None:
+        """Let clients whose session has ended close their connections themselves."""
+        while not deadline.expired and not all(c.is_closed for c in parting):
+            gevent.sleep(0.01)
 
     def _linger(self, deadline: Deadline) -> None:
         """Wait until the peers have had time to see the connections' end."""

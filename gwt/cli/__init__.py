@@ -1,0 +1,65 @@
+"""
+The command line: ``gwt`` and ``python -m gwt``. Floor 5.
+
+Each subcommand has a file of its own with `configure` (its arguments) and `run` (which returns the
+exit code). What they share is here: 2 for usage, 1 for a failure, 130 for Ctrl-C, and errors in
+one line without a traceback.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Sequence
+from typing import NoReturn
+
+import gwt
+
+from . import cert, connect, serve
+
+__all__ = ["main"]
+
+FAILED = 1
+USAGE = 2
+INTERRUPTED = 130
+
+_COMMANDS = {"serve": serve, "connect": connect, "cert": cert}
+
+
+class _Parser(argparse.ArgumentParser):
+    """A parser whose errors are one line."""
+
+    def error(self, message: str) -> NoReturn:
+        self.exit(USAGE, f"{self.prog}: {message} (--help shows how it is used)\n")
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command line and return its exit code."""
+    parser = _Parser(prog="gwt", description="WebTransport, HTTP/3 and WebSocket for gevent.")
+    parser.add_argument("--version", action="version", version=f"gwt {gwt.__version__}")
+    subparsers = parser.add_subparsers(dest="command", metavar="COMMAND", required=True)
+    for name, module in _COMMANDS.items():
+        summary = (module.__doc__ or "").strip().partition("\n")[0].partition(": ")[2]
+        subparser = subparsers.add_parser(name, help=summary, description=summary)
+        module.configure(subparser)
+    try:
+        args = parser.parse_args(argv)
+    except SystemExit as exc:
+        # The parser has said what there is to say.
+        return exc.code if isinstance(exc.code, int) else USAGE
+    try:
+        code: int = _COMMANDS[args.command].run(args)
+        return code
+    except gwt.ConfigError as exc:
+        return _failed(args.command, exc, USAGE)
+    except (gwt.GwtError, OSError) as exc:
+        return _failed(args.command, exc, FAILED)
+    except KeyboardInterrupt:
+        return INTERRUPTED
+
+
+def _failed(command: str, exc: Exception, code: int) -> int:
+    # "[Errno 98] ..." tells nobody anything.
+    text = exc.strerror if isinstance(exc, OSError) and exc.strerror else str(exc)
+    print(f"gwt {command}: {' '.join(text.split())}", file=sys.stderr)
+    return code

@@ -1,0 +1,250 @@
+"""``gwt connect`` through pipes, files and a terminal, against servers in this process."""
+
+from __future__ import annotations
+
+import os
+import pty
+import signal
+import termios
+from collections.abc import Iterator
+
+import gevent.socket
+import gevent.subprocess
+import pytest
+from gevent.queue import Queue
+
+import gwt
+from gwt.cli.demo import make_app
+from tests.helpers import live, spawn
+
+
+@pytest.fixture
+def server() -> Iterator[gwt.Server]:
+    with live.serving(make_app()) as server:
+        yield server
+
+
+@pytest.fixture
+def echo(server) -> list[str]:
+    """What follows ``gwt connect`` to reach the echo."""
+    return [live.url(server, "/echo"), "--cert-hash", server.certificate_hash]
+
+
+def test_line_goes_there_and_back_once(run, echo):
+    result = run("connect", *echo, "--once", input=b"hi\n")
+    assert result == (0, b"hi\n", "")
+
+
+def test_end_of_a_pipe_ends_the_stream_and_its_answer_the_command(run, echo):
+    # Not only lines.
+    data = b"one\ntwo\n\xff\x00 without end"
+    assert run("connect", *echo, input=data) == (0, data, "")
+
+
+def test_nothing_is_answered_with_nothing(run, echo):
+    assert run("connect", *echo) == (0, b"", "")
+
+
+def test_more_than_all_buffers_hold_goes_through_pipes(run, echo):
+    data = os.urandom(2**20) * 6
+    result = run("connect", *echo, input=data)
+    assert (result.code, result.stderr) == (0, "")
+    assert result.stdout == data
+
+
+def test_reader_that_is_late_gets_everything(start, echo):
+    process = start("connect", *echo)
+    data = os.urandom(2**20) * 4
+    writing = spawn(process.stdin.write, data)
+    # All that fits into the pipe is in there, and the hub of the command waits, not its process.
+    gevent.socket.wait_read(process.stdout.fileno(), 10)
+    reading = spawn(process.stdout.read)
+    writing.get()
+    process.stdin.close()
+    assert reading.get(timeout=20) == data
+    assert process.wait(timeout=10) == 0
+
+
+def test_answer_comes_while_input_is_still_open(start, echo):
+    process = start("connect", *echo)
+    for line in (b"one\n", b"two\n"):
+        process.stdin.write(line)
+        process.stdin.flush()
+        assert process.stdout.readline() == line
+    process.stdin.close()
+    assert process.wait(timeout=10) == 0
+
+
+def test_file_is_read_and_written(start, echo, tmp_path):
+    data = os.urandom(300_000)
+    (tmp_path / "in").write_bytes(data)
+    with open(tmp_path / "in", "rb") as stdin, open(tmp_path / "out", "wb") as stdout:
+        process = start("connect", *echo, stdin=stdin, stdout=stdout)
+        assert process.wait(timeout=20) == 0
+    assert (tmp_path / "out").read_bytes() == data
+
+
+def test_input_that_is_missing_is_empty(start, echo):
+    process = start("connect", *echo, stdin=gevent.subprocess.DEVNULL)
+    assert process.wait(timeout=10) == 0
+
+
+def test_pipes_stay_blocking_for_whoever_shares_them(start, echo):
+    read_end, write_end = os.pipe()
+    try:
+        with os.fdopen(read_end, "rb") as stdin:
+            process = start("connect", *echo, stdin=stdin)
+            os.write(write_end, b"x\n")
+            assert process.stdout.readline() == b"x\n"
+            assert os.get_blocking(stdin.fileno())
+    finally:
+        os.close(write_end)
+    assert process.wait(timeout=10) == 0
+
+
+def test_whoever_reads_the_output_may_stop(start, echo):
+    process = start("connect", *echo)
+    process.stdin.write(b"one\n")
+    process.stdin.flush()
+    assert process.stdout.readline() == b"one\n"
+    process.stdout.close()
+    process.stdin.write(b"two\n")
+    process.stdin.flush()
+    assert process.wait(timeout=10) == 0
+    assert process.stderr.read() == b""
+
+
+def test_datagrams_are_lines(run, echo):
+    result = run("connect", *echo, "--datagrams", "--once", input=b"one\ntwo\n\nwithout end")
+    assert result == (0, b"one\ntwo\n\nwithout end\n", "")
+
+
+def test_datagrams_come_until_the_session_ends(start):
+    def handler(session):
+        for number in range(3):
+            session.send_datagram(b"%d" % number)
+        assert session.receive_datagram(timeout=10) == b"enough"
+        session.close()
+
+    with live.serving(handler) as server:
+        process = start("connect", live.url(server), "--insecure", "--datagrams")
+        assert [process.stdout.readline() for _ in range(3)] == [b"0\n", b"1\n", b"2\n"]
+        process.stdin.write(b"enough\n")
+        process.stdin.close()
+        assert process.wait(timeout=10) == 0
+
+
+def test_datagram_that_nobody_answers_is_a_failure(run, server):
+    url = live.url(server, "/upload")
+    result = run(
+        "connect", url, "--insecure", "--datagrams", "--once", "--timeout", "1", input=b"x\n"
+    )
+    assert result.code == 1
+    assert "No datagram came back" in result.error
+
+
+def test_datagram_that_is_too_large_is_a_failure(run, echo):
+    result = run("connect", *echo, "--datagrams", "--once", input=b"x" * 5000)
+    assert result.code == 1
+    assert "5000 bytes is too large" in result.error
+
+
+def test_streams_that_the_server_opens_are_printed_too(run, server):
+    result = run("connect", live.url(server, "/download/300000"), "--insecure")
+    assert (result.code, len(result.stdout), result.stderr) == (0, 300_000, "")
+
+
+def test_upload_from_a_pipe_is_answered(run, server):
+    url = live.url(server, "/upload")
+    assert run("connect", url, "--insecure", "--once", input=bytes(5000)) == (0, b"5000", "")
+
+
+def test_close_with_a_code_is_a_failure_and_named(run, server):
+    result = run("connect", live.url(server, "/close/42/by%C3%A9"), "--insecure")
+    assert result.code == 1
+    assert "code 42: byé" in result.error
+
+
+def test_close_without_a_code_is_an_end(run, server):
+    result = run("connect", live.url(server, "/close/0/bye"), "--insecure")
+    assert result == (0, b"", "")
+
+
+def test_path_that_nobody_serves_is_one_line_and_exit_code_1(run, server):
+    result = run("connect", live.url(server, "/nowhere"), "--insecure")
+    assert result.code == 1
+    assert "404" in result.error
+
+
+def test_certificate_is_verified_unless_told_otherwise(run, server):
+    result = run("connect", live.url(server, "/echo"))
+    assert result.code == 1
+    assert "certificate" in result.error
+    result = run("connect", live.url(server, "/echo"), "--cert-hash", "00" * 32)
+    assert result.code == 1
+    assert server.certificate_hash in result.error
+
+
+def test_port_where_nobody_listens_is_one_line_and_exit_code_1(run):
+    with gevent.socket.socket(gevent.socket.AF_INET, gevent.socket.SOCK_DGRAM) as sock:
+        sock.bind(("127.0.0.1", 0))
+        port = sock.getsockname()[1]
+    result = run("connect", f"https://127.0.0.1:{port}/")
+    assert result.code == 1
+    assert f"127.0.0.1 port {port}" in result.error
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT])
+@pytest.mark.parametrize("options", [[], ["--datagrams"], ["--datagrams", "--once"]])
+def test_ctrl_c_ends_it_with_130_and_tells_the_server(start, number, options):
+    ended: Queue = Queue()
+
+    def handler(session):
+        session.create_unidirectional_stream().write_all(b"ready\n")
+        session.send_datagram(b"ready")
+        session.wait_closed(timeout=10)
+        ended.put(session.close_code)
+
+    with live.serving(handler) as server:
+        process = start("connect", live.url(server), "--insecure", *options)
+        if "--once" in options:
+            process.stdin.write(b"x\n")
+            process.stdin.flush()
+        assert process.stdout.readline() == b"ready\n"
+        process.send_signal(number)
+        assert process.wait(timeout=10) == 130
+        assert ended.get(timeout=5) == 0
+    assert process.stderr.read() == b""
+
+
+class TestTerminal:
+    """stdin is a terminal: the other end of a pty."""
+
+    @pytest.fixture
+    def terminal(self) -> Iterator[tuple[int, int]]:
+        ours, theirs = pty.openpty()
+        # What is typed is not to come back by itself.
+        settings = termios.tcgetattr(theirs)
+        settings[3] &= ~termios.ECHO
+        termios.tcsetattr(theirs, termios.TCSANOW, settings)
+        yield ours, theirs
+        os.close(ours)
+        os.close(theirs)
+
+    def test_lines_go_out_as_they_are_typed_until_ctrl_d(self, start, echo, terminal):
+        ours, theirs = terminal
+        process = start("connect", *echo, stdin=theirs)
+        for line in (b"one\n", b"two\n"):
+            os.write(ours, line)
+            assert process.stdout.readline() == line
+        os.write(ours, b"\x04")
+        assert process.wait(timeout=10) == 0
+        assert os.get_blocking(theirs)
+
+    @pytest.mark.parametrize("options", [[], ["--datagrams"]])
+    def test_once_is_one_line(self, start, echo, terminal, options):
+        ours, theirs = terminal
+        process = start("connect", *echo, "--once", *options, stdin=theirs)
+        os.write(ours, b"one\n")
+        assert process.stdout.read() == b"one\n"
+        assert process.wait(timeout=10) == 0
