@@ -108,8 +108,8 @@ class TransportConfig:
     connection_send_buffer: int = 4 * MIB
     """The same for all streams of a connection."""
 
-    process_send_buffer: int = 16 * MIB
-    """The same for all connections of a process."""
+    process_send_buffer: int = 8 * MIB
+    """The same for all connections of a hub, that is, of a process."""
 
     stream_send_floor: int = 16 * KIB
     """What every stream may have in flight whatever the larger bounds say."""

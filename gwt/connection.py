@@ -26,14 +26,13 @@ from .net.udp import Address, UdpEndpoint
 from .net.waiting import Deadline, Signal, native_thread
 from .observe import Counters
 from .protocol import codes, events
-from .protocol.seam import SendBudget
 from .protocol.webtransport import WebTransport
 
 if TYPE_CHECKING:
     from .session import WebTransportSession
     from .stream_common import StreamHalf
 
-__all__ = ["ConnectionState", "WebTransportConnection", "send_budget"]
+__all__ = ["ConnectionState", "WebTransportConnection"]
 
 logger = logging.getLogger("gwt")
 
@@ -41,6 +40,10 @@ logger = logging.getLogger("gwt")
 # is read first, and for at most this long, before time-outs count.
 _STALL = 0.05
 _MAX_STALL_READING = 1.0
+
+# How long a closed connection still takes its peer's packets. RFC 9000 10.2 says three PTOs, which
+# are many seconds after a stall; what comes later is dropped as of an unknown connection.
+_CLOSING_PERIOD = 0.25
 
 _ids = itertools.count(1)
 
@@ -51,15 +54,6 @@ class ConnectionState(Enum):
     CONNECTING = "connecting"
     CONNECTED = "connected"
     CLOSED = "closed"
-
-
-def send_budget() -> SendBudget:
-    """Return the account that all connections of the current hub share."""
-    hub = get_hub()
-    budget: SendBudget | None = getattr(hub, "gwt_send_budget", None)
-    if budget is None:
-        budget = hub.gwt_send_budget = SendBudget()
-    return budget
 
 
 class WebTransportConnection:
@@ -98,11 +92,14 @@ class WebTransportConnection:
         # Why the connection ended. Set once: the first reason wins.
         self.closed: ConnectionClosed | None = None
 
-        # What the network said instead of a peer, if it did.
+        # What the network said instead of a peer.
         self.network_error: OSError | None = None
 
-        # When a handshake that is not completed is given up; None leaves it to the caller.
+        # When a handshake that is not completed is given up (None leaves it to the caller), a
+        # client's connection without sessions, and when a closed one is forgotten.
         self.handshake_deadline: float | None = None
+        self._unused_deadline: float | None = None
+        self._gone_deadline: float | None = None
 
         # Answers a request for a session; on a server only.
         self.on_request: (
@@ -242,12 +239,6 @@ class WebTransportConnection:
             self._dispatch_all(self.protocol.next_events())
             self._gone()
 
-    def discard(self) -> None:
-        """Forget a connection that was never used."""
-        self.closed = ConnectionClosed(codes.QUIC_CONNECTION_REFUSED, "not admitted")
-        self._end()
-        self._gone()
-
     def reject(self, session: WebTransportSession, status: int, **answer: Any) -> None:
         """Refuse a session that a client asked for."""
         self._sessions.pop(session.stream_id, None)
@@ -342,6 +333,8 @@ class WebTransportConnection:
             case events.SessionEnded(session_id, code, reason, remote):
                 if (session := self._sessions.pop(session_id, None)) is not None:
                     session.feed_ended(code, reason, remote)
+                if self.is_client and not self._sessions:
+                    self._unused_deadline = self._clock() + self.config.close_timeout
             case events.SessionGone():
                 self._changed.notify()
                 self._close_if_unused()
@@ -425,25 +418,32 @@ class WebTransportConnection:
         if outgoing[-1][1] == address:
             self.endpoint.send([data for data, _ in outgoing], address, self._local)
             return
-        # Probes of a new path go elsewhere than the rest.
-        for data, destination in outgoing:
+        for data, destination in outgoing:  # Probes of a new path go elsewhere than the rest.
             self.endpoint.send([data], destination, self._local)
 
     # Time
 
     def _arm(self) -> None:
         deadline = self.protocol.next_timer()
-        if deadline is None:
+        now = self._clock()
+        if self.closed is not None and self._gone_deadline is None:
+            self._gone_deadline = now + _CLOSING_PERIOD
+        if deadline is None or (self._gone_deadline is not None and now >= self._gone_deadline):
             self._gone()
             return
-        if self.state is ConnectionState.CONNECTED:
-            if self._keep_alive:
-                deadline = min(deadline, self._ping_due())
-        elif self.handshake_deadline is not None and self.closed is None:
-            deadline = min(deadline, self.handshake_deadline)
+        for other in (self._ping_due(), self._give_up_at(), self._gone_deadline):
+            if other is not None and other < deadline:
+                deadline = other
         self._timer.arm(deadline)
 
-    def _ping_due(self) -> float:
+    def _give_up_at(self) -> float | None:
+        if self.state is ConnectionState.CONNECTING:
+            return self.handshake_deadline if self.closed is None else None
+        return None if self._sessions or self.closed is not None else self._unused_deadline
+
+    def _ping_due(self) -> float | None:
+        if not self._keep_alive or self.state is not ConnectionState.CONNECTED:
+            return None
         interval = min(self.config.keep_alive_interval, self.protocol.quic.idle_timeout / 3)
         return max(self.last_active, self._pinged_at) + interval
 
@@ -460,15 +460,18 @@ class WebTransportConnection:
                 self._timer.arm(due)
                 return
         try:
-            if self.state is ConnectionState.CONNECTED:
-                if self._keep_alive and now >= self._ping_due():
-                    self._pinged_at = now
-                    self.protocol.quic.ping()
-            elif self.handshake_deadline is not None and now >= self.handshake_deadline:
-                self.counters.note("handshakes_timed_out")
-                self.protocol.quic.close(
-                    codes.QUIC_CONNECTION_REFUSED, "handshake timeout", application=False
-                )
+            ping, give_up = self._ping_due(), self._give_up_at()
+            if ping is not None and now >= ping:
+                self._pinged_at = now
+                self.protocol.quic.ping()
+            if give_up is not None and now >= give_up:
+                if self.state is ConnectionState.CONNECTED:
+                    self.protocol.close(codes.H3_NO_ERROR)
+                else:
+                    self.counters.note("handshakes_timed_out")
+                    self.protocol.quic.close(
+                        codes.QUIC_CONNECTION_REFUSED, "handshake timeout", application=False
+                    )
             self._dispatch_all(self.protocol.on_timer(now))
         except Exception:
             # Safety net, as in receive().

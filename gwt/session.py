@@ -347,28 +347,25 @@ class WebTransportSession:
         if len(reason.encode()) > 1024:
             raise ValueError("A reason may have at most 1024 bytes of UTF-8.")
         self.connection.check_thread()
-        if self.is_closed or self.state is SessionState.CLOSING:
-            # Another greenlet is at it, or nobody has to.
-            with suppress(TimeoutError):
-                self.wait_closed(self.connection.close_timeout(timeout))
-            return
         deadline = Deadline(self.connection.close_timeout(timeout))
-        if self.state is not SessionState.CONNECTING:
-            self.state = SessionState.CLOSING
-            self._flush_streams(deadline)
-        if self.is_closed:
-            return
         protocol = self.connection.protocol
-        protocol.close_session(self.stream_id, code, reason)
-        self.connection.pump()
-        # Wait until the peer has our close: the process may end right after this call.
-        while self.stream_id in protocol.sessions and not self.connection.is_closed:
-            try:
+        with suppress(TimeoutError):
+            if self.state is SessionState.CLOSING:
+                # Another greenlet is at it.
+                self.wait_closed(deadline.remaining())
+            elif not self.is_closed:
+                if self.state is not SessionState.CONNECTING:
+                    self.state = SessionState.CLOSING
+                    self._flush_streams(deadline)
+                protocol.close_session(self.stream_id, code, reason)
+                self.connection.pump()
+            # Wait until the peer has our close, or our answer to its: the process may end right
+            # after this call.
+            while self.stream_id in protocol.sessions and not self.connection.is_closed:
                 self.connection.wait_change(deadline)
-            except TimeoutError:
-                if self.connection.is_client and not self.connection.sessions:
-                    self.connection.close()
-                return
+            return
+        if self.connection.is_client and not self.connection.sessions:
+            self.connection.close()
 
     def _flush_streams(self, deadline: Deadline) -> None:
         sending = [s for s in self.streams if isinstance(s, WebTransportSendStream)]

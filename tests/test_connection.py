@@ -7,7 +7,8 @@ from collections import deque
 import pytest
 
 import gwt
-from gwt.connection import ConnectionState, WebTransportConnection, send_budget
+from gwt.budget import send_budget
+from gwt.connection import ConnectionState, WebTransportConnection
 from gwt.protocol import events
 from gwt.protocol.quic import Quic
 from gwt.protocol.webtransport import WebTransport

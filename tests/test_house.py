@@ -31,6 +31,7 @@ FLOORS = {
     "gwt.protocol": 1,
     "gwt.net": 2,
     "gwt.manager": 2,
+    "gwt.budget": 3,
     "gwt.connection": 3,
     "gwt.session": 3,
     "gwt.stream": 3,

@@ -14,8 +14,9 @@ from typing import Any
 from gevent.hub import get_hub
 from gevent.lock import BoundedSemaphore
 
+from ..budget import send_budget
 from ..config import ClientConfig
-from ..connection import ConnectionState, WebTransportConnection, send_budget
+from ..connection import ConnectionState, WebTransportConnection
 from ..net.udp import Address, UdpEndpoint, open_socket
 from ..protocol import packets
 from ..protocol.quic import Quic

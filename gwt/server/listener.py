@@ -11,9 +11,10 @@ import time
 from collections.abc import Callable
 from typing import Any
 
+from ..budget import send_budget
 from ..certificates import Certificate
 from ..config import ServerConfig
-from ..connection import WebTransportConnection, send_budget
+from ..connection import WebTransportConnection
 from ..errors import LimitExceeded
 from ..manager.connection import ConnectionManager
 from ..net.udp import NEWCOMER, Address, NewcomerType, UdpEndpoint
@@ -142,7 +143,7 @@ class QuicListener:
             try:
                 self.connections.add_connection(connection)
             except LimitExceeded:
-                connection.discard()
+                connection.fail(OSError("too many connections"))
                 connection = None
         if connection is None:
             self.counters["connections_refused"] += 1

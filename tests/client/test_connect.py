@@ -289,3 +289,22 @@ def test_a_name_with_several_addresses_is_tried_until_one_answers(server):
         server_certificate_hashes=[server.certificate_hash],
     )
     session.close()
+
+
+def test_aborting_when_the_server_is_gone_leaves_nothing_for_long():
+    # The connection used to stay until its idle timeout, waiting for an acknowledgement.
+    with serving(echo) as server:
+        session = connect(server, close_timeout=0.2)
+        for connection in list(server.connections):
+            connection.fail(OSError("the machine went away"))
+        session.abort()
+        session.connection.wait_closed(timeout=5)
+
+
+def test_close_waits_for_the_connection_also_when_the_peer_closed_first():
+    # The process may end right behind it, and then nobody would close the connection.
+    with serving(lambda session: session.close(3, "bye")) as closing:
+        session = connect(closing)
+        session.wait_closed(timeout=5)
+        session.close()
+        assert session.connection.is_closed

@@ -257,7 +257,7 @@ def stream_bytes(draw):
 
 
 @given(is_client=st.booleans(), data=st.data())
-@settings(max_examples=100)
+@settings(max_examples=60)
 def test_any_bytes_on_any_streams_are_survived(is_client, data):
     peer = raw.client() if is_client else raw.server()
     if data.draw(st.booleans()):
@@ -292,7 +292,7 @@ def test_any_bytes_on_any_streams_are_survived(is_client, data):
 
 
 @given(is_client=st.booleans(), payload=st.binary(max_size=200))
-@settings(max_examples=150)
+@settings(max_examples=60)
 def test_any_payload_of_a_packet_is_survived(is_client, payload):
     peer = raw.client() if is_client else raw.server()
     peer.session()
@@ -312,7 +312,7 @@ SMALL_INTEGERS = st.sampled_from([0, 1, 2, 3, 4, 5, 8, 1000, 2**20, 2**60, 2**62
         max_size=4,
     ),
 )
-@settings(max_examples=300)
+@settings(max_examples=120)
 def test_any_frames_of_quic_are_survived(is_client, frames):
     peer = raw.client() if is_client else raw.server()
     session_id = peer.session()
@@ -324,7 +324,7 @@ def test_any_frames_of_quic_are_survived(is_client, frames):
 
 
 @given(data=st.data())
-@settings(max_examples=100)
+@settings(max_examples=60)
 def test_damaged_datagrams_are_survived(data):
     pair = Pair()
     victim = data.draw(st.booleans())
@@ -356,6 +356,7 @@ def test_damaged_datagrams_are_survived(data):
 
 
 @given(st.lists(st.binary(max_size=1500), max_size=5))
+@settings(max_examples=40)
 def test_strangers_cannot_harm_a_connection(datagrams):
     peer = raw.server()
     session_id = peer.session()
