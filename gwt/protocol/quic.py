@@ -32,6 +32,7 @@ from aioquic.quic.packet import QuicFrameType
 from aioquic.quic.packet_builder import QuicPacketBuilder
 from aioquic.quic.recovery import QuicPacketSpace
 from aioquic.quic.stream import QuicStream
+from aioquic.tls import Group
 from cryptography.hazmat.primitives.serialization import Encoding
 
 from .datagrams import DatagramQueue
@@ -43,6 +44,14 @@ __all__ = ["Quic"]
 # RFC 9221 5: the frame type, and a length of at most two bytes; 3 bytes of short header without
 # the connection id; 16 bytes of AEAD tag.
 _DATAGRAM_OVERHEAD = 1 + 2 + 3 + 16
+
+# Key exchanges that a client offers. aioquic makes a key pair for every group it knows, and P-384
+# and X448, which no server insists on, cost a tenth of the whole handshake.
+_KEY_GROUPS = [Group.SECP256R1, Group.X25519]
+
+# Connection ids that the peer may give us (RFC 9000 18.2), each a frame to read and to keep: one
+# in use, and spares for when a path changes.
+_ACTIVE_CONNECTION_IDS = 4
 
 
 class _Connection(QuicConnection):
@@ -60,6 +69,12 @@ class _Connection(QuicConnection):
         self._logger = self._loss._logger = SILENT
         for limit in (self._local_max_streams_bidi, self._local_max_streams_uni):
             limit.value = limit.sent = options.max_incoming_streams
+        self._local_active_connection_id_limit = _ACTIVE_CONNECTION_IDS
+
+    def _initialize(self, peer_cid: bytes) -> None:
+        super()._initialize(peer_cid)
+        if self._is_client:
+            self.tls._supported_groups = _KEY_GROUPS
 
     def account(self, change: int) -> None:
         # Acknowledgements may still come in behind a close, when all was returned.

@@ -22,6 +22,7 @@ from aioquic.quic.connection import Limit, QuicConnection, QuicConnectionState
 from aioquic.quic.rangeset import RangeSet
 from aioquic.quic.recovery import QuicPacketRecovery
 from aioquic.quic.stream import QuicStream, QuicStreamReceiver, QuicStreamSender
+from aioquic.tls import Group
 
 from gwt.protocol import quic, quicstream
 from gwt.protocol.quic import Quic
@@ -48,6 +49,8 @@ CONNECTION = {
     "_close_event": type(None),
     "_datagrams_pending": deque,
     "_events": deque,
+    "_is_client": bool,
+    "_local_active_connection_id_limit": int,
     "_local_max_data": Limit,
     "_local_max_streams_bidi": Limit,
     "_local_max_streams_uni": Limit,
@@ -85,6 +88,7 @@ def test_connection_has_its_peers_id_and_its_logger():
     "name, parameters",
     [
         ("_get_or_create_stream", ["self", "frame_type", "stream_id"]),
+        ("_initialize", ["self", "peer_cid"]),
         ("_get_or_create_stream_for_send", ["self", "stream_id"]),
         ("_on_max_stream_data_delivery", ["self", "delivery", "stream"]),
         ("_stream_is_discarded", ["self", "stream_id"]),
@@ -97,6 +101,25 @@ def test_connection_has_the_method(name, parameters):
     method = getattr(QuicConnection, name, None)
     assert method is not None, LOST.format("quic.py", f"QuicConnection.{name}()")
     assert list(inspect.signature(method).parameters) == parameters
+
+
+def test_tls_has_its_groups_and_the_peers_certificate():
+    connection = client_connection()
+    connection.connect(SERVER, 0.0)
+    assert list(connection.tls._supported_groups)[:1] == [Group.SECP256R1]
+    assert connection.tls._peer_certificate is None
+
+
+def test_a_client_offers_two_key_exchanges_and_takes_few_connection_ids():
+    pair = Pair()
+    pair.run_until(lambda: pair.client.protocol.ready)
+    assert pair.client.protocol.quic._quic.tls._supported_groups == [
+        Group.SECP256R1,
+        Group.X25519,
+    ]
+    for end in pair.ends():
+        pair.run(0.2)
+        assert len(end.protocol.quic._quic._peer_cid_available) == 3
 
 
 @pytest.mark.parametrize("name", ["_rtt_smoothed", "_rtt_min", "_rtt_initialized"])
