@@ -1,0 +1,118 @@
+"""Every example runs, and says what it is meant to say; the README shows the two of the echo."""
+
+from __future__ import annotations
+
+import hashlib
+import signal
+import sys
+from pathlib import Path
+
+import pytest
+from gevent import subprocess
+
+ROOT = Path(__file__).resolve().parent.parent.parent
+EXAMPLES = ROOT / "examples"
+
+MOST_LINES = 60
+
+
+def start(name: str, *arguments: str) -> subprocess.Popen:
+    return subprocess.Popen(
+        [sys.executable, "-W", "error", "-c", RUN, str(EXAMPLES / name), *arguments],
+        cwd=ROOT,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+    )
+
+
+# As `python examples/name.py` in an environment that has gwt.
+RUN = f"""
+import runpy, sys
+sys.path.insert(0, {str(ROOT)!r})
+sys.argv = sys.argv[1:]
+runpy.run_path(sys.argv[0], run_name="__main__")
+"""
+
+
+def run(name: str, *arguments: str) -> list[str]:
+    """Run an example to its end; return the lines it printed."""
+    with start(name, *arguments) as process:
+        try:
+            out, err = process.communicate()
+        finally:
+            if process.poll() is None:
+                process.kill()
+    assert process.returncode == 0, err.decode()
+    return out.decode().splitlines()
+
+
+def test_every_example_is_short_and_has_a_test():
+    here = Path(__file__).read_text()
+    for path in EXAMPLES.glob("*.py"):
+        assert f'"{path.name}"' in here
+        assert len(path.read_text().splitlines()) <= MOST_LINES, path
+
+
+@pytest.mark.parametrize(("name", "most"), [("echo_server.py", 15), ("echo_client.py", 10)])
+def test_the_readme_shows_the_two_scripts_as_they_are(name, most):
+    script = (EXAMPLES / name).read_text()
+    assert len(script.splitlines()) <= most
+    assert f"```python\n{script}```\n" in (ROOT / "README.md").read_text()
+
+
+def test_the_two_scripts_of_the_readme_work():
+    with start("echo_server.py", "127.0.0.1:0") as server:
+        try:
+            host, port, certificate_hash = server.stdout.readline().decode().split()
+            url = f"https://{host}:{port}/echo"
+            assert run("echo_client.py", url, certificate_hash) == ["hello"]
+            server.send_signal(signal.SIGTERM)
+            out, err = server.communicate()
+        finally:
+            if server.poll() is None:
+                server.kill()
+    assert (server.returncode, out, err) == (0, b"", b"")
+
+
+def test_datagrams():
+    *lost, answer, too_large = run("datagrams.py")
+    assert set(lost) <= {"lost, and sent again"}
+    assert answer == "12 squared is 144"
+    assert too_large == "100000 bytes do not fit into a packet"
+
+
+def test_many_streams():
+    assert run("many_streams.py") == ["100 streams, the last one said b'STREAM 99\\nBYE\\n'"]
+
+
+def test_upload(tmp_path):
+    path = tmp_path / "file"
+    path.write_bytes(bytes(range(256)) * 10_000)
+    digest = hashlib.sha256(path.read_bytes()).hexdigest()
+    assert run("upload.py", str(path)) == [f"{digest} {path}"]
+
+
+def test_middleware_and_origins():
+    assert run("middleware_and_origins.py") == [
+        "no token: rejected with status 401",
+        "a token: welcome to tea",
+        "a friend: welcome to tea",
+        "a stranger: rejected with status 403",
+        "nowhere: rejected with status 404",
+    ]
+
+
+def test_wsgi_and_webtransport():
+    assert run("wsgi_and_webtransport.py") == [
+        "/ 200 an ordinary page",
+        "/about 200 an ordinary page",
+        "2 visits so far",
+    ]
+
+
+def test_thousands_of_clients():
+    # Few of them: how many it can be is tests/scale's affair.
+    assert run("thousands_of_clients.py", "200") == [
+        "200 sessions are open",
+        f"the sum of their answers is {sum(range(1, 201))}",
+    ]

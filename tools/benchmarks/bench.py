@@ -1,0 +1,368 @@
+"""
+The same WebTransport work on several peers, alternating, in one run: CPU time per operation.
+
+Each peer is a server process and a client process that talk over loopback (control.py says how
+they are driven). Every round runs every work once on every peer, in turn, so that whatever else
+the machine does hits all of them; ratios are taken within a round, and their median is printed.
+CPU time is what getrusage says, of both ends; elapsed time is for the curious only.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import platform
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from dataclasses import dataclass, field
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+HERE = Path(__file__).resolve().parent
+MIB = 1024 * 1024
+
+
+@dataclass(frozen=True)
+class Peer:
+    """How to run one implementation: an interpreter, its script, and what to add."""
+
+    name: str
+    script: str
+    arguments: tuple[str, ...] = ()
+    # Another environment's, for a peer that cannot live in ours.
+    python: str = sys.executable
+
+    def command(self, role: str, *more: str) -> list[str]:
+        return [self.python, str(HERE / self.script), role, *self.arguments, *more]
+
+
+PEERS = {
+    peer.name: peer
+    for peer in (
+        Peer("gwt", "peer_gwt.py"),
+        Peer("gwt-1452", "peer_gwt.py", ("--udp-payload", "1452")),
+        Peer("aioquic", "peer_aioquic.py"),
+    )
+}
+
+
+@dataclass(frozen=True)
+class Work:
+    """One row: what the client is told to do, and what an operation is."""
+
+    name: str
+    unit: str
+    path: str | None
+    command: dict[str, Any]
+    quick: dict[str, Any] = field(default_factory=dict)
+
+
+WORKS = [
+    Work(
+        "download",
+        "MiB",
+        "/download",
+        {"work": "download", "size": 32 * MIB},
+        {"size": 8 * MIB},
+    ),
+    Work("upload", "MiB", "/upload", {"work": "upload", "size": 32 * MIB}, {"size": 8 * MIB}),
+    Work(
+        "stream",
+        "round trip",
+        "/echo",
+        {"work": "streams", "count": 1000, "at_once": 1},
+        {"count": 200},
+    ),
+    Work(
+        "streams-100",
+        "round trip",
+        "/echo",
+        {"work": "streams", "count": 4000, "at_once": 100},
+        {"count": 1000},
+    ),
+    Work(
+        "datagram",
+        "round trip",
+        "/echo",
+        {"work": "datagrams", "count": 2000, "at_once": 1},
+        {"count": 400},
+    ),
+    Work(
+        "datagrams-32",
+        "round trip",
+        "/echo",
+        {"work": "datagrams", "count": 8000, "at_once": 32},
+        {"count": 2000},
+    ),
+    Work(
+        "session",
+        "connect and close",
+        None,
+        {"work": "connects", "count": 80, "at_once": 8},
+        {"count": 24},
+    ),
+]
+MEMORY = "memory"
+
+# What is still under way when the client has its answer: acknowledgements, closing periods.
+SETTLE = 0.1
+
+
+class Process:
+    """A peer in one of its roles."""
+
+    def __init__(self, command: list[str], deadline: float) -> None:
+        self.deadline = deadline
+        self.process = subprocess.Popen(
+            command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+        )
+
+    def answer(self) -> dict[str, Any]:
+        assert self.process.stdout is not None
+        line = self.process.stdout.readline()
+        if not line:
+            raise SystemExit(f"{' '.join(map(str, self.process.args))} ended unexpectedly.")
+        answer: dict[str, Any] = json.loads(line)
+        return answer
+
+    def ask(self, **command: Any) -> dict[str, Any]:
+        assert self.process.stdin is not None
+        self.process.stdin.write(json.dumps(command) + "\n")
+        self.process.stdin.flush()
+        return self.answer()
+
+    def end(self) -> None:
+        for pipe in (self.process.stdin, self.process.stdout):
+            if pipe is not None:
+                pipe.close()
+        try:
+            self.process.wait(self.deadline)
+        except subprocess.TimeoutExpired:
+            self.process.kill()
+            self.process.wait()
+
+
+class Pair:
+    """A peer's server and client, running."""
+
+    def __init__(self, peer: Peer, certificate: str) -> None:
+        self.server = Process(peer.command("server", "--certificate", certificate), 5.0)
+        try:
+            port = self.server.answer()["port"]
+            self.client = Process(peer.command("client", "--port", str(port)), 5.0)
+        except BaseException:
+            self.server.end()
+            raise
+
+    def __enter__(self) -> Pair:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.client.end()
+        self.server.end()
+
+    def cpu(self) -> tuple[float, float]:
+        return self.server.ask(do="usage")["cpu"], self.client.ask(do="usage")["cpu"]
+
+    def run(self, work: Work, command: dict[str, Any]) -> dict[str, float]:
+        """Do a work once; returns microseconds per operation."""
+        if work.path is not None:
+            self.client.ask(do="open", path=work.path, count=1)
+        time.sleep(SETTLE)
+        before, began = self.cpu(), time.perf_counter()
+        operations = self.client.ask(do="run", **command)["operations"]
+        elapsed = time.perf_counter() - began
+        time.sleep(SETTLE)
+        after = self.cpu()
+        self.client.ask(do="close")
+        server, client = (
+            (late - early) / operations * 1e6 for late, early in zip(after, before, strict=True)
+        )
+        return {
+            "server": server,
+            "client": client,
+            "both": server + client,
+            "elapsed": elapsed / operations * 1e6,
+        }
+
+    def memory(self, sessions: int) -> dict[str, float]:
+        """Return KiB of the server's resident memory for each idle connection with a session."""
+        # What the first ones cost is not theirs alone: imports, pools, arenas.
+        self.client.ask(do="open", path="/echo", count=10)
+        time.sleep(1.0)
+        before = self.server.ask(do="memory")["rss"]
+        self.client.ask(do="open", path="/echo", count=sessions)
+        time.sleep(1.0)
+        after = self.server.ask(do="memory")["rss"]
+        return {"server": (after - before) / sessions / 1024}
+
+
+def make_certificate(folder: str) -> str:
+    from gwt import certificates
+
+    path = Path(folder, "certificate.pem")
+    path.write_bytes(b"".join(certificates.generate().pem()))
+    return str(path)
+
+
+Rounds = dict[tuple[str, str], list[dict[str, float]]]
+
+
+def measure(options: argparse.Namespace, peers: list[Peer], certificate: str) -> Rounds:
+    """Return for each work and peer what each round measured."""
+    found: Rounds = {}
+    works = [work for work in WORKS if work.name in options.only]
+    pairs: dict[str, Pair] = {}
+    try:
+        for peer in peers if works else []:
+            pairs[peer.name] = Pair(peer, certificate)
+            for work in works:
+                # Once for the caches, uncounted.
+                pairs[peer.name].run(work, {**work.command, **work.quick})
+        for number in range(options.rounds):
+            for work in works:
+                command = {**work.command, **(work.quick if options.quick else {})}
+                # Nobody is always the first.
+                for peer in peers[number % len(peers) :] + peers[: number % len(peers)]:
+                    result = pairs[peer.name].run(work, command)
+                    found.setdefault((work.name, peer.name), []).append(result)
+            print(f"round {number + 1} of {options.rounds} done", file=sys.stderr)
+    finally:
+        for pair in pairs.values():
+            pair.__exit__()
+    if MEMORY in options.only:
+        for peer in peers:
+            # A process of its own: memory that another work freed would be used again.
+            with Pair(peer, certificate) as pair:
+                result = pair.memory(100 if options.quick else 400)
+                found.setdefault((MEMORY, peer.name), []).append(result)
+    return found
+
+
+def median(rounds: list[dict[str, float]], key: str) -> float:
+    return statistics.median(each[key] for each in rounds)
+
+
+def ratio(found: Rounds, work: str, peer: str, base: str, key: str) -> float:
+    pairs = zip(found[work, peer], found[work, base], strict=True)
+    return statistics.median(mine[key] / theirs[key] for mine, theirs in pairs)
+
+
+def environment() -> dict[str, Any]:
+    versions = {}
+    for name in ("gevent", "greenlet", "aioquic", "cryptography"):
+        try:
+            versions[name] = version(name)
+        except PackageNotFoundError:
+            versions[name] = "not installed"
+    return {
+        "python": platform.python_version(),
+        **versions,
+        "system": f"{platform.system()} {platform.release()}",
+        "cores": len(os.sched_getaffinity(0)),
+        "load": round(os.getloadavg()[0], 2),
+    }
+
+
+def table(found: Rounds, peers: list[Peer]) -> str:
+    """Lay the results out: CPU microseconds of both ends, and ratios to the first peer."""
+    base = peers[0].name
+    lines = [
+        f"{'work':<13} {'per':<18} {'peer':<10} {'server':>9} {'client':>9} {'both':>9} "
+        f"{'elapsed':>9} {'/ ' + base:>9}"
+    ]
+    for work in WORKS:
+        for peer in peers:
+            rounds = found.get((work.name, peer.name))
+            if rounds is None:
+                continue
+            figures = " ".join(
+                f"{median(rounds, key):>9.1f}" for key in ("server", "client", "both", "elapsed")
+            )
+            times = ratio(found, work.name, peer.name, base, "both")
+            lines.append(f"{work.name:<13} {work.unit:<18} {peer.name:<10} {figures} {times:>9.2f}")
+    for peer in peers:
+        rounds = found.get((MEMORY, peer.name))
+        if rounds is not None:
+            lines.append(
+                f"{MEMORY:<13} {'idle connection':<18} {peer.name:<10} "
+                f"{median(rounds, 'server'):>9.1f} KiB resident on the server"
+            )
+    return "\n".join(lines)
+
+
+def as_json(found: Rounds, peers: list[Peer], rounds: int) -> str:
+    base = peers[0].name
+    works: dict[str, Any] = {}
+    for (work, peer), measured in found.items():
+        entry = {key: median(measured, key) for key in measured[0]}
+        if work != MEMORY:
+            entry["ratio"] = ratio(found, work, peer, base, "both")
+        works.setdefault(work, {})[peer] = {**entry, "rounds": measured}
+    return json.dumps(
+        {"environment": environment(), "rounds": rounds, "base": base, "works": works}, indent=2
+    )
+
+
+def parse(arguments: list[str] | None = None) -> argparse.Namespace:
+    names = [work.name for work in WORKS] + [MEMORY]
+    parser = argparse.ArgumentParser(
+        prog="tools/bench webtransport",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        epilog="Times are CPU microseconds per operation; a ratio above 1 means that the peer "
+        "needs more\nthan the first one.",
+    )
+
+    def listed(known: list[str]) -> Any:
+        def split(text: str) -> list[str]:
+            chosen = text.split(",")
+            for name in chosen:
+                if name not in known:
+                    raise argparse.ArgumentTypeError(f"{name!r} is none of {', '.join(known)}")
+            return chosen
+
+        return split
+
+    parser.add_argument("--rounds", type=int, default=5, help="how often (5)")
+    parser.add_argument(
+        "--only", type=listed(names), default=names, metavar="A,B", help=", ".join(names)
+    )
+    parser.add_argument(
+        "--peers",
+        type=listed(list(PEERS)),
+        default=["gwt", "aioquic"],
+        metavar="A,B",
+        help=f"{', '.join(PEERS)}; ratios are to the first (gwt,aioquic)",
+    )
+    parser.add_argument("--quick", action="store_true", help="less of everything")
+    parser.add_argument("--json", action="store_true", help="everything, as JSON")
+    options = parser.parse_args(arguments)
+    if options.rounds < 1:
+        parser.error("--rounds must be at least 1")
+    return options
+
+
+def main() -> None:
+    options = parse()
+    peers = [PEERS[name] for name in options.peers]
+    with tempfile.TemporaryDirectory() as folder:
+        found = measure(options, peers, make_certificate(folder))
+    if options.json:
+        print(as_json(found, peers, options.rounds))
+        return
+    print(", ".join(f"{name} {value}" for name, value in environment().items()))
+    print(f"CPU microseconds per operation, medians of {options.rounds} rounds:\n")
+    print(table(found, peers))
+
+
+if __name__ == "__main__":
+    try:
+        main()
+    except KeyboardInterrupt:
+        raise SystemExit(130) from None

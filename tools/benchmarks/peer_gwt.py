@@ -1,0 +1,164 @@
+"""gwt as a peer of the bench: its public API, as an application would use it."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Iterator
+from typing import Any
+
+import gevent
+from control import arguments, chunk, measure, reply
+from gevent.fileobject import FileObjectPosix
+from gevent.pool import Group
+
+import gwt
+
+# What one write of a bulk transfer takes.
+WRITE = 1024 * 1024
+
+
+def commands() -> Iterator[dict[str, Any]]:
+    with FileObjectPosix(sys.stdin.fileno(), "rb", closefd=False) as lines:
+        for line in lines:
+            yield json.loads(line)
+
+
+def answer_stream(stream: gwt.WebTransportStream) -> None:
+    stream.write_all(stream.read_all())
+
+
+def echo(session: gwt.WebTransportSession) -> None:
+    def datagrams() -> None:
+        for data in session.incoming_datagrams():
+            session.send_datagram(data)
+
+    gevent.spawn(datagrams)
+    for stream in session:
+        gevent.spawn(answer_stream, stream)
+
+
+def download(session: gwt.WebTransportSession) -> None:
+    for stream in session:
+        send(stream, int(stream.read_all()))
+
+
+def upload(session: gwt.WebTransportSession) -> None:
+    for stream in session:
+        stream.write_all(b"%d" % sum(len(data) for data in stream))
+
+
+def send(stream: gwt.WebTransportStream, size: int) -> None:
+    data = chunk(WRITE)
+    for start in range(0, size, WRITE):
+        stream.write(data[: size - start])
+    stream.finish()
+
+
+class Client:
+    """The works, each over sessions that are open already."""
+
+    def __init__(self, port: int, options: dict[str, Any]) -> None:
+        self.url = f"https://127.0.0.1:{port}"
+        self.options = options
+        self.sessions: list[gwt.WebTransportSession] = []
+
+    def connect(self, path: str) -> gwt.WebTransportSession:
+        return gwt.connect(self.url + path, **self.options)
+
+    def open(self, path: str, count: int) -> None:
+        for _ in range(count):
+            self.sessions.append(self.connect(path))
+
+    def close(self) -> None:
+        gevent.joinall([gevent.spawn(session.close) for session in self.sessions])
+        self.sessions.clear()
+
+    def download(self, size: int) -> int:
+        stream = self.sessions[0].create_bidirectional_stream()
+        stream.write_all(b"%d" % size)
+        assert sum(len(data) for data in stream) == size
+        return size // (1024 * 1024)
+
+    def upload(self, size: int) -> int:
+        stream = self.sessions[0].create_bidirectional_stream()
+        send(stream, size)
+        assert stream.read_all() == b"%d" % size
+        return size // (1024 * 1024)
+
+    def streams(self, count: int, at_once: int) -> int:
+        session, data = self.sessions[0], chunk(64)
+
+        def one_after_another() -> None:
+            for _ in range(count // at_once):
+                stream = session.create_bidirectional_stream()
+                stream.write_all(data)
+                assert stream.read_all() == data
+
+        self._all(one_after_another, at_once)
+        return count // at_once * at_once
+
+    def datagrams(self, count: int, at_once: int) -> int:
+        session, data = self.sessions[0], chunk(64)
+        returned = sent = 0
+        while returned < count:
+            while sent < min(count, returned + at_once):
+                session.send_datagram(data)
+                sent += 1
+            try:
+                session.receive_datagram(timeout=1.0)
+                returned += 1
+            except TimeoutError:
+                # Lost ones are sent again.
+                sent = returned
+        return count
+
+    def connects(self, count: int, at_once: int) -> int:
+        def one_after_another() -> None:
+            for _ in range(count // at_once):
+                self.connect("/echo").close()
+
+        self._all(one_after_another, at_once)
+        return count // at_once * at_once
+
+    def _all(self, function: Any, at_once: int) -> None:
+        group = Group()
+        for _ in range(at_once):
+            group.spawn(function)
+        group.join(raise_error=True)
+
+
+def serve(certificate: str, payload: int) -> None:
+    app = gwt.App()
+    for handler in (echo, download, upload):
+        app.webtransport(f"/{handler.__name__}")(handler)
+    with gwt.Server(
+        app, "127.0.0.1:0", certfile=certificate, max_udp_payload=payload, stop_timeout=1.0
+    ) as server:
+        reply({"port": server.address[1]})
+        for command in commands():
+            reply(measure(command["do"]) or {})
+
+
+def run_client(port: int, payload: int) -> None:
+    client = Client(port, {"verify": False, "max_udp_payload": payload})
+    for command in commands():
+        match command.pop("do"):
+            case "open":
+                client.open(**command)
+                reply({})
+            case "close":
+                client.close()
+                reply({})
+            case "run":
+                reply({"operations": getattr(client, command.pop("work"))(**command)})
+            case what:
+                reply(measure(what) or {})
+
+
+if __name__ == "__main__":
+    options = arguments()
+    if options.role == "server":
+        serve(options.certificate, options.udp_payload)
+    else:
+        run_client(options.port, options.udp_payload)
