@@ -484,7 +484,8 @@ class WebTransportSession:
             return False
         self.subprotocol = subprotocol
         self.state = SessionState.CONNECTED
-        self.connection.pump()
+        # The 200 shares packets with what the handler writes first.
+        self.connection.flush_soon()
         return not self.is_closed
 
     def wait_ready(self, deadline: Deadline) -> None:

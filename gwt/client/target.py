@@ -82,6 +82,16 @@ def resolve(target: Target, deadline: Deadline) -> list[tuple[int, Any]]:
     Waits for the resolver; raises HandshakeError (stage "resolve") or TimeoutError.
     """
     try:
+        version = ipaddress.ip_address(target.host).version
+    except ValueError:
+        pass
+    else:
+        # Nothing to look up, so no thread of the resolver's either; but a zone is a name.
+        if version == 4:
+            return [(int(_stdlib_socket.AF_INET), (target.host, target.port))]
+        if "%" not in target.host:
+            return [(int(_stdlib_socket.AF_INET6), (target.host, target.port, 0, 0))]
+    try:
         with gevent.Timeout(deadline.remaining(), TimeoutError("the name was not resolved")):
             found = gevent.socket.getaddrinfo(
                 target.host, target.port, type=_stdlib_socket.SOCK_DGRAM

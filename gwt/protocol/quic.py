@@ -32,10 +32,11 @@ from aioquic.quic.packet import QuicFrameType
 from aioquic.quic.packet_builder import QuicPacketBuilder
 from aioquic.quic.recovery import QuicPacketSpace
 from aioquic.quic.stream import QuicStream
-from aioquic.tls import Group
+from aioquic.tls import Epoch, Group
 from cryptography.hazmat.primitives.serialization import Encoding
 
 from .datagrams import DatagramQueue
+from .pacing import Pacer
 from .quicstream import Sender, Stream
 from .seam import CONNECTION_WINDOW, SILENT, Address, QuicOptions, QuicSink, SendBudget
 
@@ -45,8 +46,11 @@ __all__ = ["Quic"]
 # the connection id; 16 bytes of AEAD tag.
 _DATAGRAM_OVERHEAD = 1 + 2 + 3 + 16
 
-# Key exchanges that a client offers. aioquic makes a key pair for every group it knows, and P-384
-# and X448, which no server insists on, cost a tenth of the whole handshake.
+# Far below what any timer of QUIC resolves, and enough for rounding.
+_MOMENT = 1e-6
+
+# Key exchanges that a client offers. aioquic makes a key pair for every group it knows; P-384 and
+# X448, which no server insists on, cost a tenth of the handshake.
 _KEY_GROUPS = [Group.SECP256R1, Group.X25519]
 
 # Connection ids that the peer may give us (RFC 9000 18.2), each a frame to read and to keep: one
@@ -67,6 +71,7 @@ class _Connection(QuicConnection):
         self.frames_lost = 0
         self.progress: set[int | None] = set()
         self._logger = self._loss._logger = SILENT
+        self._loss._pacer = Pacer(max_datagram_size=self._max_datagram_size)
         for limit in (self._local_max_streams_bidi, self._local_max_streams_uni):
             limit.value = limit.sent = options.max_incoming_streams
         self._local_active_connection_id_limit = _ACTIVE_CONNECTION_IDS
@@ -75,6 +80,12 @@ class _Connection(QuicConnection):
         super()._initialize(peer_cid)
         if self._is_client:
             self.tls._supported_groups = _KEY_GROUPS
+
+    def acknowledge_now(self, now: float) -> None:
+        """Let acknowledgements that wait for their timer share the next packet."""
+        space = self._spaces.get(Epoch.ONE_RTT)
+        if space is not None and space.ack_at is not None and space.ack_at > now:
+            space.ack_at = now - _MOMENT  # At `now` itself aioquic would ask the pacer.
 
     def account(self, change: int) -> None:
         # Acknowledgements may still come in behind a close, when all was returned.
@@ -171,6 +182,8 @@ class Quic:
 
         # What the peer allows, as last reported.
         self._credit = (0, 0)
+        # Whether something was written since the last poll().
+        self._written = False
         self._closed = False
         self._pings = 0
         self.packets_sent = self.packets_received = 0
@@ -198,7 +211,9 @@ class Quic:
         """Let time pass."""
         deadline = self.deadline()
         if deadline is not None and now >= deadline:
-            self._quic.handle_timer(now)
+            # A moment later: aioquic compares `now - delay` with a packet's time where its deadline
+            # was that time plus the delay, and rounding can make that false for ever.
+            self._quic.handle_timer(now + _MOMENT)
 
     def drain(self, sink: QuicSink) -> None:
         """Tell `sink` everything that happened since the last call, in order."""
@@ -258,6 +273,9 @@ class Quic:
         waiting = bool(quic._datagrams_pending)
         if waiting:
             self._datagrams.before_sending(now, self.max_datagram)
+        if self._written:
+            self._written = False
+            quic.acknowledge_now(now)
         datagrams = quic.datagrams_to_send(now)
         if quic.stream_credit_due():
             datagrams += quic.datagrams_to_send(now)
@@ -310,6 +328,7 @@ class Quic:
         if sender is None or not sender.takes_data or self.closed:
             return False
         sender.write(data, end)
+        self._written = True
         return True
 
     def takes_data(self, stream_id: int) -> bool:
@@ -432,6 +451,7 @@ class Quic:
         limit = self.max_datagram
         if not limit or len(data) > limit or self.closed:
             return False
+        self._written = True
         self._datagrams.push(data)
         return True
 

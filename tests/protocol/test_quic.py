@@ -25,6 +25,7 @@ from aioquic.quic.stream import QuicStream, QuicStreamReceiver, QuicStreamSender
 from aioquic.tls import Group
 
 from gwt.protocol import quic, quicstream
+from gwt.protocol.pacing import Pacer
 from gwt.protocol.quic import Quic
 from gwt.protocol.seam import SILENT, SendBudget
 from tests.helpers import raw
@@ -58,6 +59,7 @@ CONNECTION = {
     "_max_datagram_size": int,
     "_network_paths": list,
     "_remote_max_datagram_frame_size": type(None),
+    "_spaces": dict,
     "_remote_max_idle_timeout": (type(None), float, int),
     "_remote_max_streams_bidi": int,
     "_remote_max_streams_uni": int,
@@ -122,7 +124,32 @@ def test_a_client_offers_two_key_exchanges_and_takes_few_connection_ids():
         assert len(end.protocol.quic._quic._peer_cid_available) == 3
 
 
-@pytest.mark.parametrize("name", ["_rtt_smoothed", "_rtt_min", "_rtt_initialized"])
+def test_an_acknowledgement_rides_with_what_is_written():
+    pair = Pair()
+    session = pair.session()
+    pair.run(0.5)
+    client, server = pair.client.protocol, pair.server.protocol
+    stream = client.open_stream(session, False)
+    client.send_stream(stream, b"ping")
+    sent = []
+    pair.filter = lambda to_server, data: sent.append(to_server) or True
+    pair.run_until(lambda: pair.server.data(stream) == b"ping")
+    server.send_stream(stream, b"pong")
+    pair.run_until(lambda: client.quic.acked(stream) > 4, seconds=0.0215)
+    # One packet each way has carried data and acknowledgement.
+    assert sent == [True, False]
+
+
+def test_bursts_are_of_up_to_64_packets():
+    pacer = Pacer(max_datagram_size=1200)
+    pacer.update_rate(15_000_000, 0.001)
+    assert pacer.bucket_max == pytest.approx(64 * pacer.packet_time)
+    pacer.update_rate(12_000, 0.1)
+    # A slow path keeps its own small burst.
+    assert pacer.bucket_max < 3 * pacer.packet_time
+
+
+@pytest.mark.parametrize("name", ["_rtt_smoothed", "_rtt_min", "_rtt_initialized", "_pacer"])
 def test_recovery_has_the_attribute(name):
     assert hasattr(client_connection()._loss, name), LOST.format("quic.py", name)
 
