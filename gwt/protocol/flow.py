@@ -30,9 +30,13 @@ def flow_is_on(draft: Draft, local: Mapping[int, int], peer: Mapping[int, int]) 
     if draft.number < 12:
         return False
     sides = (local, peer)
-    if draft.number == 14 and all(s.get(codes.SETTING_WT_MAX_SESSIONS, 0) > 1 for s in sides):
-        return True
-    return all(any(s.get(setting, 0) for setting in _INITIAL) for s in sides)
+    # Draft 14 5.2: there a side also says it by taking more than one session.
+    by_sessions = codes.SETTING_WT_MAX_SESSIONS if draft.number == 14 else None
+    return all(
+        (by_sessions is not None and side.get(by_sessions, 0) > 1)
+        or any(side.get(setting, 0) for setting in _INITIAL)
+        for side in sides
+    )
 
 
 class SessionFlow:
@@ -47,6 +51,7 @@ class SessionFlow:
         "peer_max_data",
         "peer_max_streams",
         "received",
+        "reserve",
         "sent",
         "streams_closed",
         "streams_opened",
@@ -59,6 +64,10 @@ class SessionFlow:
         # What the peer allows us, and what we used of it.
         self.peer_max_data = data
         self.sent = 0
+
+        # What is kept for bytes that can be sent at once (streams.py, _room).
+        self.reserve = data // 2
+
         self.peer_max_streams = [bidirectional, unidirectional]
         self.streams_opened = [0, 0]
 
@@ -107,18 +116,17 @@ class SessionFlow:
         self.streams_received[unidirectional] += 1
         return self.streams_received[unidirectional] <= self.max_streams[unidirectional]
 
-    def consume(self, size: int) -> int | None:
-        """Count bytes that were read; returns the new limit when one is due."""
+    def consume(self, size: int, step: int) -> int | None:
+        """Count bytes that were read; returns the new limit once it grew by `step`."""
         self.consumed += size
         limit = self.consumed + self._window
-        if limit - self.max_data < max(1, self._window // 2):
+        if limit - self.max_data < max(1, step):
             return None
         self.max_data = limit
         return limit
 
-    def close_stream(self, unidirectional: bool) -> int | None:
-        """Count a stream of the peer's that is over; returns the new limit when one is due."""
-        self.streams_closed[unidirectional] += 1
+    def stream_limit(self, unidirectional: bool) -> int | None:
+        """Return the new limit of streams when one is due: look when one came, or is over."""
         current = self.max_streams[unidirectional]
         limit = self.streams_closed[unidirectional] + self._stream_window[unidirectional]
         # Wait until the peer has fewer left than the update would grant: long-lived streams

@@ -74,10 +74,11 @@ class Incoming(Sessions):
             return
         session_id = pull_varint(data, kind[1])
         if session_id is None:
-            if ended:
-                self.quic.close(codes.H3_FRAME_ERROR, "Stream ended inside its prefix")
-            else:
+            if not ended:
                 self._partial[stream_id] = data
+            elif not unidirectional:
+                # RFC 9114 7.1; a unidirectional one may end before it said what it is (6.2).
+                self.quic.close(codes.H3_FRAME_ERROR, "Stream ended inside its prefix")
             return
         self.quic.consumed(stream_id, session_id[1])
         self._new_webtransport_stream(
@@ -166,6 +167,8 @@ class Incoming(Sessions):
             return codes.WT_BUFFERED_STREAM_REJECTED
         session.incoming += 1
         session.streams[stream.id] = stream
+        # The rule looks at how many the peer has left, too.
+        self._give_stream_credit(session, unidirectional)
         return None
 
     def _open(self, session: Session) -> None:

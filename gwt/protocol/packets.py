@@ -57,7 +57,6 @@ class Newcomer:
     version: int = 0
     destination: bytes = b""
     source: bytes = b""
-    token: bytes = b""
 
     def version_negotiation(self) -> bytes:
         """Return the packet that tells the client which versions there are (RFC 9000 6)."""
@@ -97,7 +96,7 @@ def classify(data: bytes) -> Newcomer:
     # RFC 9000 7.2: a client's first destination connection id has at least 8 bytes.
     if header.packet_type is not QuicPacketType.INITIAL or len(header.destination_cid) < 8:
         return _DROP
-    return Newcomer(Kind.INITIAL, version, header.destination_cid, header.source_cid, header.token)
+    return Newcomer(Kind.INITIAL, version, header.destination_cid, header.source_cid)
 
 
 def encode_refusal(newcomer: Newcomer, code: int, reason: str = "") -> bytes:

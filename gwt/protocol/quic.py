@@ -1,6 +1,6 @@
 """
-The seam: one QUIC connection as a small object, and the only file that touches aioquic's
-QuicConnection.
+The seam: one QUIC connection as a small object, and with quicconnection.py and
+quicstream.py the only file that touches aioquic's QuicConnection.
 
 Theory of operation. `feed` takes datagrams, `on_timer` takes time, `drain` tells a sink what came
 of it, `poll` returns what to send. Two things that aioquic 1.7.2 leaves to its driver are done
@@ -22,23 +22,16 @@ from typing import Any
 
 from aioquic.quic import events as quic_events
 from aioquic.quic.configuration import QuicConfiguration
-from aioquic.quic.connection import (
-    END_STATES,
-    MAX_STREAM_DATA_FRAME_CAPACITY,
-    QuicConnection,
-    QuicConnectionState,
-)
+from aioquic.quic.connection import END_STATES, QuicConnectionState
 from aioquic.quic.packet import QuicFrameType
-from aioquic.quic.packet_builder import QuicPacketBuilder
-from aioquic.quic.recovery import QuicPacketSpace
-from aioquic.quic.stream import QuicStream
-from aioquic.tls import Epoch, Group
+from aioquic.tls import Group
 from cryptography.hazmat.primitives.serialization import Encoding
 
 from .datagrams import DatagramQueue
 from .pacing import Pacer
+from .quicconnection import Connection
 from .quicstream import Sender, Stream
-from .seam import CONNECTION_WINDOW, SILENT, Address, QuicOptions, QuicSink, SendBudget
+from .seam import MOMENT, SILENT, Address, QuicOptions, QuicSink, SendBudget
 
 __all__ = ["Quic"]
 
@@ -46,107 +39,28 @@ __all__ = ["Quic"]
 # the connection id; 16 bytes of AEAD tag.
 _DATAGRAM_OVERHEAD = 1 + 2 + 3 + 16
 
-# Far below what any timer of QUIC resolves, and enough for rounding.
-_MOMENT = 1e-6
+# Packets after which the keys are renewed: half of what AES-GCM may encrypt (RFC 9001 6.6). So many
+# cannot be in flight at once, so that the last update has always been acknowledged (6.1).
+KEY_UPDATE_PACKETS = 1 << 22
+
 
 # Key exchanges that a client offers. aioquic makes a key pair for every group it knows; P-384 and
 # X448, which no server insists on, cost a tenth of the handshake.
 _KEY_GROUPS = [Group.SECP256R1, Group.X25519]
 
-# Connection ids that the peer may give us (RFC 9000 18.2), each a frame to read and to keep: one
-# in use, and spares for when a path changes.
-_ACTIVE_CONNECTION_IDS = 4
 
+class _Connection(Connection):
+    """The connection with what else of aioquic is made ours: its pacer, its key exchanges."""
 
-class _Connection(QuicConnection):
-    """QuicConnection with credit by consumption and an account of what is buffered."""
-
-    _streams: dict[int, Stream]  # type: ignore[assignment]
-
-    def __init__(self, options: QuicOptions, budget: SendBudget, **kwargs: Any) -> None:
-        super().__init__(**kwargs)
-        self.budget = budget
-        self.buffered = 0
-        self.settled = False
-        self.frames_lost = 0
-        self.progress: set[int | None] = set()
-        self._logger = self._loss._logger = SILENT
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self._loss._logger = SILENT
         self._loss._pacer = Pacer(max_datagram_size=self._max_datagram_size)
-        for limit in (self._local_max_streams_bidi, self._local_max_streams_uni):
-            limit.value = limit.sent = options.max_incoming_streams
-        self._local_active_connection_id_limit = _ACTIVE_CONNECTION_IDS
 
     def _initialize(self, peer_cid: bytes) -> None:
         super()._initialize(peer_cid)
         if self._is_client:
             self.tls._supported_groups = _KEY_GROUPS
-
-    def acknowledge_now(self, now: float) -> None:
-        """Let acknowledgements that wait for their timer share the next packet."""
-        space = self._spaces.get(Epoch.ONE_RTT)
-        if space is not None and space.ack_at is not None and space.ack_at > now:
-            space.ack_at = now - _MOMENT  # At `now` itself aioquic would ask the pacer.
-
-    def account(self, change: int) -> None:
-        # Acknowledgements may still come in behind a close, when all was returned.
-        if not self.settled:
-            self.buffered += change
-            self.budget.buffered += change
-
-    def settle(self) -> None:
-        """Return everything to the budget, for good."""
-        self.account(-self.buffered)
-        self.settled = True
-
-    def _get_or_create_stream(self, frame_type: int, stream_id: int) -> QuicStream:
-        known = len(self._streams_queue)
-        stream = super()._get_or_create_stream(frame_type, stream_id)
-        # Opening a stream opens all lower ones of its kind too.
-        for created in self._streams_queue[known:]:
-            Stream.adopt(created, self)
-        return stream
-
-    def _get_or_create_stream_for_send(self, stream_id: int) -> QuicStream:
-        known = len(self._streams_queue)
-        stream = super()._get_or_create_stream_for_send(stream_id)
-        if len(self._streams_queue) > known:
-            Stream.adopt(stream, self)
-        return stream
-
-    def _write_stream_limits(
-        self, builder: QuicPacketBuilder, space: QuicPacketSpace, stream: QuicStream
-    ) -> None:
-        limit = stream.max_stream_data_local
-        if limit != stream.max_stream_data_local_sent and not stream.receiver.is_finished:
-            buf = builder.start_frame(
-                QuicFrameType.MAX_STREAM_DATA,
-                capacity=MAX_STREAM_DATA_FRAME_CAPACITY,
-                handler=self._on_max_stream_data_delivery,
-                handler_args=(stream,),
-            )
-            buf.push_uint_var(stream.stream_id or 0)
-            buf.push_uint_var(limit)
-            stream.max_stream_data_local_sent = limit
-
-    def _write_connection_limits(self, builder: QuicPacketBuilder, space: QuicPacketSpace) -> None:
-        limit = self._local_max_data
-        used = limit.used
-        if limit.value - used < CONNECTION_WINDOW // 2:
-            limit.value = used + CONNECTION_WINDOW
-        # Hide what was used, so that aioquic does not double the limit by itself.
-        limit.used = 0
-        try:
-            super()._write_connection_limits(builder, space)
-        finally:
-            limit.used = used
-
-    def stream_credit_due(self) -> bool:
-        # The condition under which aioquic sends MAX_STREAMS. It is only looked at before the
-        # pass that forgets finished streams, so the credit of the last one would stay behind.
-        return any(
-            limit.sent - limit.used < limit.value - limit.sent
-            for limit in (self._local_max_streams_bidi, self._local_max_streams_uni)
-        )
 
 
 class Quic:
@@ -164,7 +78,6 @@ class Quic:
         budget: SendBudget | None = None,
         configuration: QuicConfiguration | None = None,
         original_destination_connection_id: bytes | None = None,
-        retry_source_connection_id: bytes | None = None,
     ) -> None:
         self._options = options
         self._quic = _Connection(
@@ -172,7 +85,6 @@ class Quic:
             budget or SendBudget(),
             configuration=configuration or options.configuration(),
             original_destination_connection_id=original_destination_connection_id,
-            retry_source_connection_id=retry_source_connection_id,
         )
         self.is_client = options.is_client
 
@@ -186,6 +98,8 @@ class Quic:
         self._written = False
         self._closed = False
         self._pings = 0
+        # How many packets had been sent when the keys were renewed last.
+        self._keys_since = 0
         self.packets_sent = self.packets_received = 0
         self.bytes_sent = self.bytes_received = 0
 
@@ -213,7 +127,7 @@ class Quic:
         if deadline is not None and now >= deadline:
             # A moment later: aioquic compares `now - delay` with a packet's time where its deadline
             # was that time plus the delay, and rounding can make that false for ever.
-            self._quic.handle_timer(now + _MOMENT)
+            self._quic.handle_timer(now + MOMENT)
 
     def drain(self, sink: QuicSink) -> None:
         """Tell `sink` everything that happened since the last call, in order."""
@@ -276,6 +190,10 @@ class Quic:
         if self._written:
             self._written = False
             quic.acknowledge_now(now)
+        if self.packets_sent - self._keys_since >= KEY_UPDATE_PACKETS:
+            self._keys_since = self.packets_sent
+            # Before the handshake is confirmed aioquic puts it off until then.
+            quic.request_key_update()
         datagrams = quic.datagrams_to_send(now)
         if quic.stream_credit_due():
             datagrams += quic.datagrams_to_send(now)
@@ -370,6 +288,11 @@ class Quic:
         """Return up to which offset a stream has been sent at least once."""
         stream = self._quic._streams.get(stream_id)
         return 0 if stream is None else stream.sender.highest_offset
+
+    def send_limit(self, stream_id: int) -> int:
+        """Return up to which offset the peer lets a stream be sent."""
+        stream = self._quic._streams.get(stream_id)
+        return 0 if stream is None else stream.max_stream_data_remote
 
     def received(self, stream_id: int) -> int:
         """Return up to which offset a stream has arrived, or its final size if it was reset."""

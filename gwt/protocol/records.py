@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from enum import Enum
 
-from ..config import TransportConfig
+from ..config import MIB, TransportConfig
 from . import codes
 from .capsules import CapsuleReader
 from .codes import Draft
@@ -24,6 +24,7 @@ __all__ = [
     "bad_setting",
     "local_settings",
     "missing_requirement",
+    "session_reserve",
 ]
 
 
@@ -90,12 +91,26 @@ class Stream:
     early: bytearray | None = None
 
 
+def session_reserve(config: TransportConfig) -> int:
+    """Return what a session may send whatever else of it is unread."""
+    return max(config.stream_window, 1 * MIB)
+
+
 def local_settings(config: TransportConfig, *, is_client: bool) -> dict[int, int]:
     """Return the SETTINGS we send: those of every draft that peers speak, at once."""
     sessions = config.max_sessions_per_connection
     # Each session gets half of the connection's streams to begin with; a session that keeps
     # them is limited to its fair share as soon as there are more sessions (incoming.py).
     streams = config.max_incoming_streams // 2
+    # Everything that streams nobody reads can hold (what the session can be granted, and the first
+    # window of every stream: the peer's of both kinds, and those of our own that it answers on),
+    # and what live ones need: unread streams must not use up the session's credit. What bounds
+    # memory is the windows of the streams.
+    window = (
+        config.session_window
+        + 3 * config.max_incoming_streams * config.initial_stream_window
+        + session_reserve(config)
+    )
     settings = {
         codes.SETTING_QPACK_MAX_TABLE_CAPACITY: 0,
         codes.SETTING_MAX_FIELD_SECTION_SIZE: config.max_field_section_size,
@@ -105,7 +120,7 @@ def local_settings(config: TransportConfig, *, is_client: bool) -> dict[int, int
         codes.SETTING_WEBTRANSPORT_MAX_SESSIONS: sessions,
         codes.SETTING_WT_MAX_SESSIONS: sessions,
         codes.SETTING_WT_ENABLED: 1,
-        codes.SETTING_WT_INITIAL_MAX_DATA: max(config.session_window, config.stream_window),
+        codes.SETTING_WT_INITIAL_MAX_DATA: window,
         codes.SETTING_WT_INITIAL_MAX_STREAMS_UNI: streams,
         codes.SETTING_WT_INITIAL_MAX_STREAMS_BIDI: streams,
     }

@@ -181,9 +181,11 @@ def encode_headers(headers: Mapping[str, str] | Iterable[tuple[str, str]]) -> He
 
 
 def decode_headers(headers: Sequence[tuple[bytes, bytes]]) -> dict[str, str]:
-    """Return headers as a dict of text; of several with one name, joined by commas."""
+    """Return headers as text, without pseudo-headers; several of one name joined by commas."""
     decoded: dict[str, str] = {}
     for raw_name, raw_value in headers:
+        if raw_name.startswith(b":"):
+            continue
         name, value = raw_name.decode("latin-1"), raw_value.decode("latin-1")
         decoded[name] = f"{decoded[name]}, {value}" if name in decoded else value
     return decoded

@@ -15,6 +15,7 @@ from aioquic.quic.configuration import QuicConfiguration
 __all__ = [
     "CONNECTION_ID_LENGTH",
     "CONNECTION_WINDOW",
+    "MOMENT",
     "SILENT",
     "VERSIONS",
     "Address",
@@ -27,6 +28,9 @@ Address = tuple[Any, ...]
 
 # How far the connection's receive limit stays ahead of what has arrived.
 CONNECTION_WINDOW = 4 * 1024 * 1024
+
+# Far below what any timer of QUIC resolves, and enough for rounding.
+MOMENT = 1e-6
 
 # The length of the connection ids that we choose; routing relies on it.
 CONNECTION_ID_LENGTH = 8
@@ -104,7 +108,7 @@ class QuicSink(Protocol):
         """The peer sent STOP_SENDING; our side has been reset with its code."""
 
     def quic_stream_progress(self, stream_id: int) -> None:
-        """Bytes we sent were acknowledged, or the stream takes no more."""
+        """Bytes we sent were acknowledged, the peer's limit grew, or the stream takes no more."""
 
     def quic_stream_credit(self) -> None:
         """The peer allows more streams."""

@@ -317,6 +317,8 @@ class Sessions(Streams):
         session.phase = SessionPhase.OPEN
         early, session.early = bytes(session.early), bytearray()
         self._give_session_credit(session, 0)
+        for unidirectional in (False, True):
+            self._give_stream_credit(session, unidirectional)
         if early:
             self._session_data(session.id, early, False)
 

@@ -20,7 +20,7 @@ from . import capsules, codes, events
 from .capsules import encode_varint
 from .h3 import Http3
 from .quic import Quic
-from .records import Session, SessionPhase, Stream, local_settings
+from .records import Session, SessionPhase, Stream, local_settings, session_reserve
 
 __all__ = ["Streams"]
 
@@ -116,8 +116,15 @@ class Streams:
         room = max(0, limit - quic.buffered(stream.id))
         session = self.sessions.get(stream.session_id)
         if session is not None and session.flow is not None:
+            # What waits for the stream's own credit must not use up the session's, which others
+            # need: beyond the peer's limit a stream may take from the first half of it, and then
+            # has the floor and no more.
+            spare = session.flow.room() - session.flow.reserve
+            end = quic.send_limit(stream.id) + max(config.stream_send_floor, spare)
+            written = stream.written + (stream.prefix if stream.own else 0)
             credit = session.flow.room()
-            return min(room, credit), min(limit, credit)
+            room = min(room, credit, max(0, end - written))
+            limit = min(limit, credit, max(0, end - quic.acked(stream.id)))
         return room, limit
 
     def _unsend(self, stream: Stream) -> None:
@@ -148,7 +155,7 @@ class Streams:
         if session.phase is not SessionPhase.OPEN:
             session.flow.consumed += size
             return False
-        limit = session.flow.consume(size)
+        limit = session.flow.consume(size, session_reserve(self.config) // 2)
         if limit is None:
             return False
         self._send_capsule(session, capsules.MAX_DATA, encode_varint(limit))
@@ -163,8 +170,15 @@ class Streams:
             self._give_session_credit(session, size)
 
     def _close_flow_stream(self, session: Session, unidirectional: bool) -> None:
+        """Count a stream of the peer's that is over."""
         if session.flow is not None:
-            limit = session.flow.close_stream(unidirectional)
+            session.flow.streams_closed[unidirectional] += 1
+            self._give_stream_credit(session, unidirectional)
+
+    def _give_stream_credit(self, session: Session, unidirectional: bool) -> None:
+        # As with bytes, _open() makes up for what could not be said before.
+        if session.flow is not None and session.phase is SessionPhase.OPEN:
+            limit = session.flow.stream_limit(unidirectional)
             if limit is not None:
                 kind = capsules.MAX_STREAMS_UNI if unidirectional else capsules.MAX_STREAMS_BIDI
                 self._send_capsule(session, kind, encode_varint(limit))
@@ -186,19 +200,32 @@ class Streams:
             self._ignore(stream_id, stream)
 
     def _finish(self, stream: Stream) -> None:
-        """Forget a stream that is over in both directions and has been read."""
-        if not (stream.receive_done and stream.send_done and stream.unread <= 0):
+        """Forget a stream that is over in both directions, and that was accepted and read."""
+        if stream.early is not None or not stream.receive_done or stream.unread > 0:
             return
-        if stream.early is not None or self.streams.pop(stream.id, None) is None:
+        self._return_grant(stream)
+        # The slot of one that nobody accepted stays taken, or a peer could fill the queue of
+        # those that wait for it without a bound. Who stopped one has taken it.
+        if stream.send_done and (stream.own or stream.accepted or stream.stopped):
+            self._forget(stream)
+
+    def _return_grant(self, stream: Stream) -> None:
+        session = self.sessions.get(stream.session_id)
+        if session is not None:
+            session.granted -= stream.granted
+        self._granted -= stream.granted
+        stream.granted = 0
+
+    def _forget(self, stream: Stream) -> None:
+        if self.streams.pop(stream.id, None) is None:
             return
+        self._return_grant(stream)
         self._writers.discard(stream.id)
         self._flushers.discard(stream.id)
         self.quic.hold(stream.id, False)
-        self._granted -= stream.granted
         session = self.sessions.get(stream.session_id)
         if session is None or session.streams.pop(stream.id, None) is None:
             return
-        session.granted -= stream.granted
         if not stream.own:
             session.incoming -= 1
             self._close_flow_stream(session, bool(stream.id & 2))
@@ -218,7 +245,7 @@ class Streams:
         self._give_credit(stream, stream.unread)
         stream.unread = 0
         stream.receive_done = stream.send_done = True
-        self._finish(stream)
+        self._forget(stream)
 
     def _abandon_early(self, stream: Stream) -> None:
         """Count a stream in its session's account, which did not know it yet."""
@@ -234,7 +261,8 @@ class Streams:
     def _expire(self, now: float) -> None:
         """Give up on streams and datagrams whose session never came."""
         for session_id, since in list(self._early_since.items()):
-            if now - since < self.config.pending_timeout:
+            # As next_timer() computes it: another order of the same sum can round otherwise.
+            if now < since + self.config.pending_timeout:
                 break
             del self._early_since[session_id]
             for stream in [s for s in self.streams.values() if s.session_id == session_id]:

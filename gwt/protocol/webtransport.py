@@ -212,6 +212,8 @@ class WebTransport(Incoming):
             self._unaccepted -= stream.unread
         session = self.sessions.get(stream.session_id)
         if session is None or stream.receive_done:
+            # It may be over; its slot was taken until now.
+            self._finish(stream)
             return
         # What is granted cannot be taken back, so it comes out of two bounded accounts. A stream
         # that gets nothing keeps its first window, and so moves on however others fare.
@@ -225,6 +227,11 @@ class WebTransport(Incoming):
             session.granted += grant
             self._granted += grant
             self.quic.set_window(stream_id, self.config.initial_stream_window + grant)
+
+    def accepted(self, stream_id: int) -> bool:
+        """Return whether a stream is known and has been accepted."""
+        stream = self.streams.get(stream_id)
+        return stream is not None and stream.accepted
 
     def consumed(self, stream_id: int, size: int) -> bool:
         """

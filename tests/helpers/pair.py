@@ -51,10 +51,17 @@ class End:
         self.events: list[Any] = []
         # Called for each event, so that a test can answer as the floor above would.
         self.react: Callable[[Any], None] | None = None
+        # Whether streams that have ended are accepted: nobody's slot is free before.
+        self.accepts_ended = True
 
     def take(self, happened: list[Any]) -> None:
         for event in happened:
             self.events.append(event)
+            ended = isinstance(event, events.StreamReset) or (
+                isinstance(event, events.StreamDataReceived) and event.ended
+            )
+            if ended and self.accepts_ended:
+                self.protocol.accept_stream(event.stream_id)
             if self.react is not None:
                 self.react(event)
 

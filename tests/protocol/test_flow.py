@@ -29,6 +29,9 @@ BY_NUMBER = {draft.number: draft for draft in codes.DRAFTS}
         (14, {SESSIONS: 2}, {SESSIONS: 1}, False),
         (14, {SESSIONS: 2, DATA: 1}, {SESSIONS: 1, DATA: 1}, True),
         (14, {SESSIONS: 1, DATA: 1}, {SESSIONS: 1}, False),
+        (14, {SESSIONS: 1, DATA: 1}, {SESSIONS: 5}, True),
+        (14, {SESSIONS: 5}, {SESSIONS: 1, UNI: 1}, True),
+        (16, {SESSIONS: 5}, {SESSIONS: 1, UNI: 1}, False),
         (12, {DATA: 1}, {DATA: 1}, True),
         (12, {DATA: 1}, {}, False),
         (2, {DATA: 1}, {DATA: 1}, False),
@@ -91,21 +94,38 @@ def test_overrun_of_bytes_and_streams_is_noticed_at_the_first_too_many():
     assert not session.receive_stream(True)
 
 
-def test_new_data_limit_is_due_after_half_a_window():
+def close(session, unidirectional):
+    session.streams_closed[unidirectional] += 1
+    return session.stream_limit(unidirectional)
+
+
+def test_new_data_limit_is_due_when_it_grew_by_a_step():
     session = flow()
-    assert session.consume(499) is None
-    assert session.consume(1) == 1500
-    assert session.consume(499) is None
-    assert session.consume(1) == 2000
+    assert session.consume(99, 100) is None
+    assert session.consume(1, 100) == 1100
+    assert session.consume(99, 100) is None
+    assert session.consume(101, 100) == 1300
+
+
+def test_stream_limit_can_be_due_when_a_stream_comes():
+    session = flow(bidi=128)
+    for _ in range(70):
+        session.receive_stream(False)
+    assert all(close(session, False) is None for _ in range(50))
+    limits = []
+    for _ in range(58):
+        session.receive_stream(False)
+        limits.append(session.stream_limit(False))
+    assert [limit for limit in limits if limit] == [178]
 
 
 def test_new_stream_limit_is_due_before_the_peer_runs_dry():
     session = flow(bidi=4)
     for _ in range(4):
         session.receive_stream(False)
-    assert session.close_stream(False) == 5
+    assert close(session, False) == 5
     session.receive_stream(False)
-    assert session.close_stream(False) == 6
+    assert close(session, False) == 6
     assert session.max_streams == [6, 2]
 
 
@@ -117,7 +137,7 @@ def test_streams_that_live_long_do_not_hold_the_credit_of_short_ones_back():
     for _ in range(50):
         session.receive_stream(False)
         assert session.streams_received[0] <= session.max_streams[0]
-        limits.append(session.close_stream(False))
+        limits.append(close(session, False))
     assert limits[-1] == session.max_streams[0] == 54
 
 
@@ -128,6 +148,6 @@ def test_reader_that_keeps_up_always_leaves_a_writer_half_a_window(sizes, window
         size = min(size, session.max_data - session.received)
         assert session.receive(size)
         before = session.max_data
-        limit = session.consume(size)
+        limit = session.consume(size, window // 2)
         assert limit is None or limit > before
         assert session.max_data - session.received >= window // 2

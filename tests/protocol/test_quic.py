@@ -24,7 +24,7 @@ from aioquic.quic.recovery import QuicPacketRecovery
 from aioquic.quic.stream import QuicStream, QuicStreamReceiver, QuicStreamSender
 from aioquic.tls import Group
 
-from gwt.protocol import quic, quicstream
+from gwt.protocol import quic, quicconnection, quicstream, seam
 from gwt.protocol.pacing import Pacer
 from gwt.protocol.quic import Quic
 from gwt.protocol.seam import SILENT, SendBudget
@@ -91,6 +91,8 @@ def test_connection_has_its_peers_id_and_its_logger():
     [
         ("_get_or_create_stream", ["self", "frame_type", "stream_id"]),
         ("_initialize", ["self", "peer_cid"]),
+        ("_handle_max_stream_data_frame", ["self", "context", "frame_type", "buf"]),
+        ("request_key_update", ["self"]),
         ("_get_or_create_stream_for_send", ["self", "stream_id"]),
         ("_on_max_stream_data_delivery", ["self", "delivery", "stream"]),
         ("_stream_is_discarded", ["self", "stream_id"]),
@@ -191,6 +193,7 @@ def test_stream_has_both_halves_and_its_limits():
     stream = QuicStream(stream_id=0, max_stream_data_local=5)
     assert isinstance(stream.receiver, QuicStreamReceiver)
     assert stream.max_stream_data_local == stream.max_stream_data_local_sent == 5
+    assert stream.max_stream_data_remote == 0
     assert stream.receiver.highest_offset == stream.sender.highest_offset == 0
     assert isinstance(type(stream).is_finished, property)
     assert not hasattr(QuicStream, "__slots__"), "its class could not be changed"
@@ -238,7 +241,7 @@ def test_http3_stream_has_the_attribute(name):
 
 def test_every_private_attribute_that_the_seam_uses_is_asserted_here():
     here = Path(__file__).read_text(encoding="utf-8")
-    for module in (quic, quicstream):
+    for module in (quic, quicconnection, quicstream):
         tree = ast.parse(inspect.getsource(module))
         ours = {
             node.attr
@@ -389,14 +392,14 @@ def test_limit_of_the_connection_stays_ahead_of_what_arrived_and_does_not_double
         peer.run(2.0)
     limit = peer.protocol.quic._quic._local_max_data
     assert limit.used > 5 << 20
-    assert quic.CONNECTION_WINDOW // 2 <= limit.value - limit.used <= quic.CONNECTION_WINDOW
+    assert seam.CONNECTION_WINDOW // 2 <= limit.value - limit.used <= seam.CONNECTION_WINDOW
     assert leftovers(peer.protocol).keys() == {"sessions", "h3", "quic", "queue"}
 
 
 def test_budget_is_shared_and_settled_once():
     budget = SendBudget()
     budget.buffered = 1000
-    connection = quic._Connection(
+    connection = quicconnection.Connection(
         quic_options(raw.ClientConfig(), is_client=True),
         budget,
         configuration=quic_options(raw.ClientConfig(), is_client=True).configuration(),

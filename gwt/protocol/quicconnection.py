@@ -1,0 +1,125 @@
+"""
+aioquic's connection, with credit by consumption and an account of what is buffered.
+
+Part of the seam of quic.py, which has the theory of operation and is the only one who uses it.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from aioquic.buffer import Buffer  # type: ignore[attr-defined]
+from aioquic.quic.connection import (
+    MAX_STREAM_DATA_FRAME_CAPACITY,
+    QuicConnection,
+    QuicReceiveContext,
+)
+from aioquic.quic.packet import QuicFrameType
+from aioquic.quic.packet_builder import QuicPacketBuilder
+from aioquic.quic.recovery import QuicPacketSpace
+from aioquic.quic.stream import QuicStream
+from aioquic.tls import Epoch
+
+from .quicstream import Stream
+from .seam import CONNECTION_WINDOW, MOMENT, SILENT, QuicOptions, SendBudget
+
+__all__ = ["Connection"]
+
+# Connection ids that the peer may give us (RFC 9000 18.2), each a frame to read and to keep: one
+# in use, and spares for when a path changes.
+_ACTIVE_CONNECTION_IDS = 4
+
+
+class Connection(QuicConnection):
+    """QuicConnection with credit by consumption and an account of what is buffered."""
+
+    _streams: dict[int, Stream]  # type: ignore[assignment]
+
+    def __init__(self, options: QuicOptions, budget: SendBudget, **kwargs: Any) -> None:
+        super().__init__(**kwargs)
+        self.budget = budget
+        self.buffered = 0
+        self.settled = False
+        self.frames_lost = 0
+        self.progress: set[int | None] = set()
+        self._logger = SILENT
+        for limit in (self._local_max_streams_bidi, self._local_max_streams_uni):
+            limit.value = limit.sent = options.max_incoming_streams
+        self._local_active_connection_id_limit = _ACTIVE_CONNECTION_IDS
+
+    def _handle_max_stream_data_frame(
+        self, context: QuicReceiveContext, frame_type: int, buf: Buffer
+    ) -> None:
+        start = buf.tell()
+        super()._handle_max_stream_data_frame(context, frame_type, buf)
+        end = buf.tell()
+        buf.seek(start)
+        self.progress.add(buf.pull_uint_var())
+        buf.seek(end)
+
+    def acknowledge_now(self, now: float) -> None:
+        """Let acknowledgements that wait for their timer share the next packet."""
+        space = self._spaces.get(Epoch.ONE_RTT)
+        if space is not None and space.ack_at is not None and space.ack_at > now:
+            space.ack_at = now - MOMENT  # At `now` itself aioquic would ask the pacer.
+
+    def account(self, change: int) -> None:
+        # Acknowledgements may still come in behind a close, when all was returned.
+        if not self.settled:
+            self.buffered += change
+            self.budget.buffered += change
+
+    def settle(self) -> None:
+        """Return everything to the budget, for good."""
+        self.account(-self.buffered)
+        self.settled = True
+
+    def _get_or_create_stream(self, frame_type: int, stream_id: int) -> QuicStream:
+        known = len(self._streams_queue)
+        stream = super()._get_or_create_stream(frame_type, stream_id)
+        # Opening a stream opens all lower ones of its kind too.
+        for created in self._streams_queue[known:]:
+            Stream.adopt(created, self)
+        return stream
+
+    def _get_or_create_stream_for_send(self, stream_id: int) -> QuicStream:
+        known = len(self._streams_queue)
+        stream = super()._get_or_create_stream_for_send(stream_id)
+        if len(self._streams_queue) > known:
+            Stream.adopt(stream, self)
+        return stream
+
+    def _write_stream_limits(
+        self, builder: QuicPacketBuilder, space: QuicPacketSpace, stream: QuicStream
+    ) -> None:
+        limit = stream.max_stream_data_local
+        if limit != stream.max_stream_data_local_sent and not stream.receiver.is_finished:
+            buf = builder.start_frame(
+                QuicFrameType.MAX_STREAM_DATA,
+                capacity=MAX_STREAM_DATA_FRAME_CAPACITY,
+                handler=self._on_max_stream_data_delivery,
+                handler_args=(stream,),
+            )
+            buf.push_uint_var(stream.stream_id or 0)
+            buf.push_uint_var(limit)
+            stream.max_stream_data_local_sent = limit
+
+    def _write_connection_limits(self, builder: QuicPacketBuilder, space: QuicPacketSpace) -> None:
+        limit = self._local_max_data
+        used = limit.used
+        if limit.value - used < CONNECTION_WINDOW // 2:
+            limit.value = used + CONNECTION_WINDOW
+        # Hide what was used, so that aioquic does not double the limit by itself.
+        limit.used = 0
+        try:
+            super()._write_connection_limits(builder, space)
+        finally:
+            limit.used = used
+
+    def stream_credit_due(self) -> bool:
+        # The condition under which aioquic sends MAX_STREAMS. It is only looked at before the
+        # pass that forgets finished streams, so the credit of the last one would stay behind.
+        return any(
+            limit.sent - limit.used < limit.value - limit.sent
+            for limit in (self._local_max_streams_bidi, self._local_max_streams_uni)
+        )
