@@ -9,16 +9,21 @@ sizes are bytes.
 from __future__ import annotations
 
 import dataclasses
+import functools
 import math
 import os
 import ssl
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Self
+from typing import Any, Self, TypeVar
 
 from .errors import ConfigError, UnknownOption
 
 __all__ = ["KIB", "MIB", "ClientConfig", "ServerConfig", "TransportConfig"]
+
+Aliases = dict[str, tuple[str, Callable[[Any], Any] | None]]
+
+_Config = TypeVar("_Config", bound="TransportConfig")
 
 KIB = 1024
 MIB = 1024 * KIB
@@ -50,6 +55,25 @@ def _check(
 
 def _bad(name: str, value: Any, wanted: str) -> ConfigError:
     return ConfigError(f"{name} must be {wanted}, not {value!r}.", field=name, value=value)
+
+
+def _named_options(cls: type[_Config]) -> type[_Config]:
+    """Let a config's constructor understand other names, and refuse unknown ones by name."""
+    make = cls.__init__
+    names = {field.name for field in dataclasses.fields(cls)}
+
+    @functools.wraps(make)
+    def __init__(self: _Config, **options: Any) -> None:
+        options = _canonical(options, cls.aliases())
+        for name, value in options.items():
+            if name not in names:
+                raise UnknownOption(
+                    f"{cls.__name__} has no option {name!r}.", field=name, value=value
+                )
+        make(self, **options)
+
+    cls.__init__ = __init__  # type: ignore[method-assign, assignment]
+    return cls
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -194,6 +218,11 @@ class TransportConfig:
             raise _bad("congestion_control", self.congestion_control, '"reno" or "cubic"')
 
     @classmethod
+    def aliases(cls) -> Aliases:
+        """Return other names of fields, with what turns their value into the field's."""
+        return {}
+
+    @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> Self:
         """Make a config from a mapping; raises UnknownOption for a name that is no field."""
         return cls().update(**values)
@@ -202,13 +231,7 @@ class TransportConfig:
         """Return a copy with some fields changed; raises UnknownOption, or ConfigError."""
         if not changes:
             return self
-        known = {f.name for f in dataclasses.fields(self)}
-        for name, value in changes.items():
-            if name not in known:
-                raise UnknownOption(
-                    f"{type(self).__name__} has no option {name!r}.", field=name, value=value
-                )
-        return dataclasses.replace(self, **changes)
+        return dataclasses.replace(self, **_canonical(changes, self.aliases()))
 
     def key(self) -> tuple[str, ...]:
         """Return something hashable that is equal for equal options."""
@@ -219,6 +242,7 @@ class TransportConfig:
         return {f.name: getattr(self, f.name) for f in dataclasses.fields(self)}
 
 
+@_named_options
 @dataclass(frozen=True, kw_only=True, slots=True)
 class ServerConfig(TransportConfig):
     """The options of a Server."""
@@ -297,6 +321,7 @@ class ServerConfig(TransportConfig):
                 raise ConfigError(f"{name} {str(path)!r} does not exist.", field=name, value=path)
 
 
+@_named_options
 @dataclass(frozen=True, kw_only=True, slots=True)
 class ClientConfig(TransportConfig):
     """The options of connect() and of the client classes."""
@@ -340,6 +365,8 @@ class ClientConfig(TransportConfig):
     keep_alive: bool = True
     """Whether quiet connections are kept alive by pings."""
 
+    # For reconnecting clients, which do not exist yet: connect() itself tries once.
+
     auto_reconnect: bool = False
     max_retries: int | None = 3
     retry_delay: float = 1.0
@@ -369,9 +396,10 @@ class ClientConfig(TransportConfig):
         if isinstance(self.subprotocols, str):
             raise _bad("subprotocols", self.subprotocols, "a list of strings")
 
-    def update(self, **changes: Any) -> Self:
-        """Return a copy with some fields changed; other names of a field are understood."""
-        return TransportConfig.update(self, **_canonical(changes, _CLIENT_ALIASES))
+    @classmethod
+    def aliases(cls) -> Aliases:
+        """Return other names of fields, with what turns their value into the field's."""
+        return _CLIENT_ALIASES
 
 
 def certificate_hash(value: str | bytes) -> bytes:
@@ -399,7 +427,7 @@ def _verify_mode(value: Any) -> bool:
 
 # Other names of a field, with what turns their value into the field's. Alias and field together
 # are an error: they would be two options for one thing.
-_CLIENT_ALIASES: dict[str, tuple[str, Callable[[Any], Any] | None]] = {
+_CLIENT_ALIASES: Aliases = {
     "additional_headers": ("headers", None),
     "server_hostname": ("server_name", None),
     "open_timeout": ("connect_timeout", None),
@@ -412,9 +440,7 @@ _CLIENT_ALIASES: dict[str, tuple[str, Callable[[Any], Any] | None]] = {
 }
 
 
-def _canonical(
-    changes: Mapping[str, Any], aliases: Mapping[str, tuple[str, Callable[[Any], Any] | None]]
-) -> dict[str, Any]:
+def _canonical(changes: Mapping[str, Any], aliases: Aliases) -> dict[str, Any]:
     result: dict[str, Any] = {}
     for name, value in changes.items():
         target, convert = aliases.get(name, (name, None))

@@ -13,7 +13,6 @@ import logging
 import time
 import traceback
 from collections.abc import Callable, MutableMapping
-from enum import Enum
 from typing import TYPE_CHECKING, Any, Self
 
 import gevent
@@ -27,6 +26,7 @@ from .net.waiting import Deadline, Signal, native_thread
 from .observe import Counters
 from .protocol import codes, events
 from .protocol.webtransport import WebTransport
+from .states import ConnectionState
 
 if TYPE_CHECKING:
     from .session import WebTransportSession
@@ -46,14 +46,6 @@ _MAX_STALL_READING = 1.0
 _CLOSING_PERIOD = 0.25
 
 _ids = itertools.count(1)
-
-
-class ConnectionState(Enum):
-    """Where a connection is in its life."""
-
-    CONNECTING = "connecting"
-    CONNECTED = "connected"
-    CLOSED = "closed"
 
 
 class WebTransportConnection:
@@ -167,6 +159,8 @@ class WebTransportConnection:
         `code` 0 is H3_NO_ERROR on the wire. To lose nothing, close the sessions first.
         """
         self.check_thread()
+        if isinstance(code, bool) or not isinstance(code, int) or not 0 <= code < 1 << 62:
+            raise ValueError(f"A code must be an integer from 0 to 2**62 - 1, not {code!r}.")
         if self.closed is None:
             self.protocol.close(code or codes.H3_NO_ERROR, reason)
             self.pump()
@@ -181,6 +175,7 @@ class WebTransportConnection:
 
     def wait_closed(self, timeout: float | None = None) -> None:
         """Wait until the connection is closed, by whomever; raises TimeoutError."""
+        self.check_thread()
         deadline = Deadline(timeout)
         while self.closed is None:
             self._changed.wait(deadline)
@@ -210,10 +205,6 @@ class WebTransportConnection:
             raise RuntimeError(
                 "This object belongs to the hub of another thread; use server.call() to reach it."
             )
-
-    def close_timeout(self, timeout: float | None) -> float:
-        """Return a timeout of close(), or the configured one."""
-        return self.config.close_timeout if timeout is None else timeout
 
     def wait_change(self, deadline: Deadline) -> None:
         """Block until the connection became ready, or closed."""
@@ -412,6 +403,8 @@ class WebTransportConnection:
             # Safety net: bytes of a peer have been looked at before they are answered.
             if self.closed is None:
                 self._broken()
+            else:
+                self._gone()
 
     def _send(self, outgoing: list[tuple[bytes, Address]]) -> None:
         address = outgoing[0][1]

@@ -333,7 +333,15 @@ class Reject(GwtError):
         headers: Iterable[tuple[str, str]] | Mapping[str, str] = (),
         body: bytes = b"",
     ) -> None:
+        if isinstance(status, bool) or not isinstance(status, int) or not 300 <= status <= 599:
+            raise ConfigError(
+                f"status must be an integer from 300 to 599, not {status!r}.",
+                field="status",
+                value=status,
+            )
+        if not isinstance(body, (bytes, bytearray, memoryview)):
+            raise ConfigError(f"body must be bytes, not {body!r}.", field="body", value=body)
         super().__init__(f"The request was rejected with HTTP status {status}.")
         self.status = status
         self.headers = list(headers.items() if isinstance(headers, Mapping) else headers)
-        self.body = body
+        self.body = bytes(body)

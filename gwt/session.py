@@ -12,10 +12,9 @@ import time
 from collections import deque
 from collections.abc import Callable, Iterator
 from contextlib import suppress
-from enum import Enum
 from functools import partial
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, Final, Self
+from typing import TYPE_CHECKING, Any, Self
 
 from .config import TransportConfig
 from .errors import (
@@ -30,8 +29,9 @@ from .manager.stream import StreamManager
 from .net.waiting import Deadline, Signal
 from .protocol import codes, events
 from .protocol.requests import decode_headers
+from .states import SessionState
 from .stream import WebTransportReceiveStream, WebTransportSendStream, WebTransportStream
-from .stream_common import check_code
+from .stream_common import CONFIGURED, check_code
 
 if TYPE_CHECKING:
     from .connection import WebTransportConnection
@@ -39,19 +39,6 @@ if TYPE_CHECKING:
 __all__ = ["SessionState", "WebTransportSession"]
 
 _ids = itertools.count(1)
-
-# For timeouts whose default is a field of the config.
-_CONFIGURED: Final[Any] = object()
-
-
-class SessionState(Enum):
-    """Where a session is in its life."""
-
-    CONNECTING = "connecting"
-    CONNECTED = "connected"
-    DRAINING = "draining"
-    CLOSING = "closing"
-    CLOSED = "closed"
 
 
 class WebTransportSession:
@@ -72,14 +59,11 @@ class WebTransportSession:
         config: TransportConfig | None = None,
     ) -> None:
         self.connection = connection
-        # A route may have options of its own.
         self.config = config or connection.config
-        # On the wire it is the CONNECT request's stream id.
-        self.stream_id = stream_id
+        self.stream_id = stream_id  # On the wire: that of the CONNECT request.
         self.session_id = f"session-{next(_ids)}"
         self.path = path
-        # Of the request on a server, of the response on a client.
-        self.headers = headers
+        self.headers = headers  # Of the request on a server, of the response on a client.
         self.subprotocol: str | None = None
         self.state = SessionState.CONNECTING
         self.created_at = time.monotonic()
@@ -99,7 +83,7 @@ class WebTransportSession:
         self.streams.start()
 
         # The peer's streams that nobody accepted, in order; datagrams that nobody received.
-        self._incoming: deque[WebTransportReceiveStream] = deque()
+        self.incoming: deque[WebTransportReceiveStream] = deque()
         self._datagrams: deque[bytes] = deque()
         self._accepting = Signal()
         self._receiving = Signal()
@@ -116,6 +100,11 @@ class WebTransportSession:
             f"<WebTransportSession {self.session_id} {self.state.value} {self.path} "
             f"streams={len(self.streams)}>"
         )
+
+    def configure(self, config: TransportConfig) -> None:
+        """Let a route's options rule from now on."""
+        self.config = config
+        self.streams.set_limit(config.max_streams)
 
     # State
 
@@ -161,7 +150,7 @@ class WebTransportSession:
             "uptime": time.monotonic() - self.created_at,
             "streams_opened": self.streams_opened,
             "streams_accepted": self.streams_accepted,
-            "streams_waiting": len(self._incoming),
+            "streams_waiting": len(self.incoming),
             "datagrams_sent": self.datagrams_sent,
             "datagrams_received": self.datagrams_received,
             "datagrams_dropped": self.datagrams_dropped,
@@ -189,7 +178,7 @@ class WebTransportSession:
     # Streams of ours
 
     def create_bidirectional_stream(
-        self, *, timeout: float | None = _CONFIGURED
+        self, *, timeout: float | None = CONFIGURED
     ) -> WebTransportStream:
         """
         Open a stream for both directions; waits for the peer's credit.
@@ -204,7 +193,7 @@ class WebTransportSession:
         return stream
 
     def create_unidirectional_stream(
-        self, *, timeout: float | None = _CONFIGURED
+        self, *, timeout: float | None = CONFIGURED
     ) -> WebTransportSendStream:
         """Open a stream for sending; waits and raises as create_bidirectional_stream()."""
         self._check_open()
@@ -214,7 +203,7 @@ class WebTransportSession:
         return stream
 
     def _open_stream(
-        self, unidirectional: bool, timeout: float | None = _CONFIGURED
+        self, unidirectional: bool, timeout: float | None = CONFIGURED
     ) -> WebTransportSendStream:
         protocol = self.connection.protocol
         deadline: Deadline | None = None
@@ -229,7 +218,7 @@ class WebTransportSession:
                 break
             if deadline is None:
                 configured = self.config.stream_creation_timeout
-                deadline = Deadline(configured if timeout is _CONFIGURED else timeout)
+                deadline = Deadline(configured if timeout is CONFIGURED else timeout)
             protocol.want_stream(self.stream_id)
             try:
                 self._credit.wait(deadline)
@@ -237,11 +226,16 @@ class WebTransportSession:
                 raise TimeoutError(
                     f"The peer allowed no more streams within {deadline.timeout:g} s."
                 ) from None
-        kind = WebTransportSendStream if unidirectional else WebTransportStream
-        stream = kind(self, stream_id)
-        self.connection.add_stream(stream)
+        stream = self.make_stream(stream_id, unidirectional)
         self.connection.flush_soon()
         self.streams_opened += 1
+        return stream
+
+    def make_stream(self, stream_id: int, is_unidirectional: bool) -> WebTransportSendStream:
+        """Return the object for a stream of ours that the protocol has opened."""
+        kind = WebTransportSendStream if is_unidirectional else WebTransportStream
+        stream = kind(self, stream_id)
+        self.connection.add_stream(stream)
         return stream
 
     # Streams of the peer's
@@ -266,17 +260,16 @@ class WebTransportSession:
         self, *, timeout: float | None = None
     ) -> WebTransportReceiveStream:
         """Return the next unidirectional stream that the peer opened; as accept_stream()."""
-        stream: WebTransportReceiveStream = self._accept(None, timeout)
-        return stream
+        return self._accept(None, timeout)  # type: ignore[no-any-return]
 
     def _accept(self, kind: type | None, timeout: float | None) -> Any:
         """Take the first waiting stream of a kind; None is the unidirectional one."""
         self.connection.check_thread()
         deadline = Deadline(timeout)
         while True:
-            for index, stream in enumerate(self._incoming):
+            for index, stream in enumerate(self.incoming):
                 if isinstance(stream, kind) if kind else not isinstance(stream, WebTransportStream):
-                    del self._incoming[index]
+                    del self.incoming[index]
                     self.connection.protocol.accept_stream(stream.stream_id)
                     self.connection.flush_soon()
                     self.streams_accepted += 1
@@ -306,7 +299,7 @@ class WebTransportSession:
         """
         self._check_open()
         limit = self.max_datagram_size
-        payload = bytes(data)
+        payload = data if isinstance(data, bytes) else bytes(memoryview(data))
         if len(payload) > limit:
             raise DatagramTooLarge(len(payload), limit)
         self.connection.protocol.send_datagram(self.stream_id, payload)
@@ -334,7 +327,7 @@ class WebTransportSession:
 
     # The end
 
-    def close(self, code: int = 0, reason: str = "", *, timeout: float | None = None) -> None:
+    def close(self, code: int = 0, reason: str = "", *, timeout: float | None = CONFIGURED) -> None:
         """
         Close the session; everything that was written arrives before.
 
@@ -347,18 +340,14 @@ class WebTransportSession:
         if len(reason.encode()) > 1024:
             raise ValueError("A reason may have at most 1024 bytes of UTF-8.")
         self.connection.check_thread()
-        deadline = Deadline(self.connection.close_timeout(timeout))
+        deadline = Deadline(self.close_timeout(timeout))
         protocol = self.connection.protocol
         with suppress(TimeoutError):
             if self.state is SessionState.CLOSING:
                 # Another greenlet is at it.
                 self.wait_closed(deadline.remaining())
             elif not self.is_closed:
-                if self.state is not SessionState.CONNECTING:
-                    self.state = SessionState.CLOSING
-                    self._flush_streams(deadline)
-                protocol.close_session(self.stream_id, code, reason)
-                self.connection.pump()
+                self._close(code, reason, deadline)
             # Wait until the peer has our close, or our answer to its: the process may end right
             # after this call.
             while self.stream_id in protocol.sessions and not self.connection.is_closed:
@@ -367,12 +356,25 @@ class WebTransportSession:
         if self.connection.is_client and not self.connection.sessions:
             self.connection.close()
 
-    def _flush_streams(self, deadline: Deadline) -> None:
-        sending = [s for s in self.streams if isinstance(s, WebTransportSendStream)]
-        for stream in sending:
-            stream.finish()
-        for stream in sending:
-            stream.flush_or_reset(deadline)
+    def _close(self, code: int, reason: str, deadline: Deadline) -> None:
+        if self.state is not SessionState.CONNECTING:
+            self.state = SessionState.CLOSING
+            try:
+                sending = [s for s in self.streams if isinstance(s, WebTransportSendStream)]
+                for stream in sending:
+                    stream.finish()
+                for stream in sending:
+                    stream.flush_or_reset(deadline)
+            except BaseException:
+                # Killed, or timed out from outside: nobody else would finish what was begun.
+                self.abort(code)
+                raise
+        self.connection.protocol.close_session(self.stream_id, code, reason)
+        self.connection.pump()
+
+    def close_timeout(self, timeout: float | None) -> float | None:
+        """Return a timeout of close(), or the configured one if it was left out."""
+        return self.config.close_timeout if timeout is CONFIGURED else timeout
 
     def abort(self, code: int = 0) -> None:
         """Close at once with `code`: what was not acknowledged is lost. Does not wait."""
@@ -392,6 +394,7 @@ class WebTransportSession:
 
     def wait_closed(self, timeout: float | None = None) -> None:
         """Wait until the session has ended, by whomever; raises TimeoutError."""
+        self.connection.check_thread()
         deadline = Deadline(timeout)
         while not self.is_closed:
             self._changed.wait(deadline)
@@ -415,7 +418,7 @@ class WebTransportSession:
         stream = kind(self, stream_id)
         self.connection.add_stream(stream)
         self.streams.add_stream(stream)
-        self._incoming.append(stream)
+        self.incoming.append(stream)
         self._accepting.notify()
 
     def feed_datagram(self, data: bytes) -> None:
@@ -444,10 +447,9 @@ class WebTransportSession:
         if status is not None:
             self._end(SessionRejected(status, decode_headers(headers)))
             return
-        text = f"The server reset the request for a session with code {code or 0:#x}"
-        if code == codes.H3_REQUEST_REJECTED:
-            text += " (H3_REQUEST_REJECTED: it takes no more sessions)"
-        self._end(HandshakeError(f"{text}.", stage="webtransport"))
+        why = ": it takes no more sessions" if code == codes.H3_REQUEST_REJECTED else ""
+        text = f"The server reset the request for a session with code {code or 0:#x}{why}."
+        self._end(HandshakeError(text, stage="webtransport"))
 
     def feed_draining(self) -> None:
         """The peer asks to bring the session to an end."""

@@ -9,7 +9,8 @@ from __future__ import annotations
 from typing import Any
 
 from .errors import GwtError
-from .stream_common import StreamDirection, StreamState
+from .manager.stream import StreamManager
+from .stream_common import CONFIGURED, StreamDirection, StreamState
 from .stream_receive import WebTransportReceiveStream
 from .stream_send import WebTransportSendStream
 
@@ -27,7 +28,7 @@ class WebTransportStream(WebTransportReceiveStream, WebTransportSendStream):
 
     direction = StreamDirection.BIDIRECTIONAL
 
-    def close(self, *, timeout: float | None = None) -> None:
+    def close(self, *, timeout: float | None = CONFIGURED) -> None:
         """Finish sending, wait until all is acknowledged as a send stream does, stop receiving."""
         WebTransportSendStream.close(self, timeout=timeout)
         self.stop()
@@ -46,3 +47,12 @@ class WebTransportStream(WebTransportReceiveStream, WebTransportSendStream):
     def session_over(self, error: GwtError) -> None:
         WebTransportReceiveStream.session_over(self, error)
         WebTransportSendStream.session_over(self, error)
+
+
+def make_stream(session: Any, stream_id: int, is_unidirectional: bool) -> Any:
+    """Return the object for a stream of ours that has an id already."""
+    return (WebTransportSendStream if is_unidirectional else WebTransportStream)(session, stream_id)
+
+
+# The managers' floor may not know this one, so it is told how streams are made.
+StreamManager.make_stream = staticmethod(make_stream)

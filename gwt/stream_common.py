@@ -10,16 +10,19 @@ from __future__ import annotations
 from collections.abc import Callable
 from enum import Enum
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, Self
+from typing import TYPE_CHECKING, Any, Final, Self
 
 from .errors import GwtError
 
 if TYPE_CHECKING:
     from .session import WebTransportSession
 
-__all__ = ["MAX_CODE", "StreamDirection", "StreamHalf", "StreamState", "check_code"]
+__all__ = ["CONFIGURED", "MAX_CODE", "StreamDirection", "StreamHalf", "StreamState", "check_code"]
 
 MAX_CODE = 0xFFFFFFFF
+
+# For a timeout that was left out: a field of the config rules it. None is no limit.
+CONFIGURED: Final[Any] = object()
 
 
 class StreamDirection(Enum):
@@ -124,7 +127,7 @@ class StreamHalf:
     def session_over(self, error: GwtError) -> None:
         """Fed from the connection: the session ended."""
 
-    def close(self, *, timeout: float | None = None) -> None:
+    def close(self, *, timeout: float | None = CONFIGURED) -> None:
         """Finish sending, wait until all is acknowledged, and stop receiving."""
 
     def abort(self, code: int = 0) -> None:

@@ -9,11 +9,12 @@ from __future__ import annotations
 
 import io
 from collections.abc import Iterator
+from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
 from .errors import GwtError, IncompleteRead, MessageTooLarge, StreamError, StreamReset
 from .net.waiting import ByteQueue, Deadline, ReadGuard, Signal
-from .stream_common import StreamDirection, StreamHalf, check_code
+from .stream_common import CONFIGURED, StreamDirection, StreamHalf, check_code
 
 if TYPE_CHECKING:
     from .session import WebTransportSession
@@ -48,6 +49,7 @@ class WebTransportReceiveStream(StreamHalf):
         """
         if size < 0:
             return self.read_all(timeout=timeout)
+        self._connection.check_thread()
         with self._reading:
             if size and not len(self._received):
                 self._wait_for_more(0, Deadline(timeout))
@@ -59,40 +61,26 @@ class WebTransportReceiveStream(StreamHalf):
         """
         Return everything up to the stream's end.
 
-        Raises MessageTooLarge if that is more than `max_size` (None: no limit), and as read().
+        Raises MessageTooLarge if that is more than `max_size` (None: no limit), and as read(). What
+        was not returned can still be read, whatever interrupted.
         """
-        deadline = Deadline(timeout)
-        parts = bytearray()
         with self._reading:
-            while True:
-                self._wait_for_more(0, deadline)
-                data = self._take(len(self._received))
-                if not data:
-                    return bytes(parts)
-                parts += data
-                if max_size is not None and len(parts) > max_size:
-                    raise MessageTooLarge(
-                        f"The stream is longer than {max_size} bytes.", limit=max_size
-                    )
+            self._gather(None if max_size is None else max_size + 1, Deadline(timeout))
+            if max_size is not None and len(self._received) > max_size:
+                raise MessageTooLarge(
+                    f"The stream is longer than {max_size} bytes.", limit=max_size
+                )
+            return self._take(len(self._received))
 
     def readexactly(self, n: int, *, timeout: float | None = None) -> bytes:
         """Return exactly `n` bytes; raises as read(), or IncompleteRead if the stream ends."""
         if n < 0:
             raise ValueError("n must not be negative.")
-        deadline = Deadline(timeout)
-        parts = bytearray()
         with self._reading:
-            while len(parts) < n:
-                try:
-                    self._wait_for_more(0, deadline)
-                except TimeoutError:
-                    self._unread(parts)
-                    raise
-                data = self._take(n - len(parts))
-                if not data:
-                    raise IncompleteRead(bytes(parts), stream_id=self.stream_id)
-                parts += data
-        return bytes(parts)
+            self._gather(n, Deadline(timeout))
+            if len(self._received) < n:
+                raise IncompleteRead(self._take(n), stream_id=self.stream_id)
+            return self._take(n)
 
     def readuntil(
         self, separator: bytes = b"\n", limit: int = 65536, *, timeout: float | None = None
@@ -144,7 +132,7 @@ class WebTransportReceiveStream(StreamHalf):
         self._discard(StreamError("Reading was stopped.", stream_id=self.stream_id))
         self._connection.flush_soon()
 
-    def close(self, *, timeout: float | None = None) -> None:
+    def close(self, *, timeout: float | None = CONFIGURED) -> None:
         """Stop receiving, unless the end has arrived. Does not wait."""
         self.stop()
 
@@ -175,6 +163,20 @@ class WebTransportReceiveStream(StreamHalf):
                 raise self._read_error
             self._readable.wait(deadline)
 
+    def _gather(self, size: int | None, deadline: Deadline) -> None:
+        """
+        Block until `size` bytes are here, or the end; None: until the end.
+
+        They stay in the queue, so that a time-out or a kill loses nothing; since the window may be
+        smaller than what is asked for, they count as consumed for the peer.
+        """
+        while size is None or len(self._received) < size:
+            held = len(self._received)
+            self._prefetch()
+            self._wait_for_more(held, deadline)
+            if len(self._received) == held:
+                return
+
     def _take(self, size: int) -> bytes:
         data = self._received.take(size)
         if data:
@@ -182,13 +184,6 @@ class WebTransportReceiveStream(StreamHalf):
         if self._ended_by_peer and not len(self._received):
             self._read_done()
         return data
-
-    def _unread(self, data: bytearray) -> None:
-        # A read that timed out leaves the stream as it was; credit that was given stays given.
-        rest = self._received.take(len(self._received))
-        self._received.feed(bytes(data))
-        self._received.feed(rest)
-        self._prefetched += len(data)
 
     def _prefetch(self) -> None:
         size = len(self._received) - self._prefetched
@@ -232,6 +227,10 @@ class WebTransportReceiveStream(StreamHalf):
         self._readable.notify()
 
     def feed_reset(self, code: int | None) -> None:
+        if code is None and not self._protocol.accepted(self.stream_id):
+            # Refused by ourselves, since what nobody accepted held too much.
+            with suppress(ValueError):
+                self.session.incoming.remove(self)
         if not self._read_over and not self._ended_by_peer:
             self._reset_received = True
             self._discard(StreamReset(code, True, stream_id=self.stream_id))

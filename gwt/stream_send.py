@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from .errors import GwtError, LocalProtocolError, StreamError, StreamReset, StreamStopped
 from .net.waiting import Deadline, Signal
-from .stream_common import StreamDirection, StreamHalf, check_code
+from .stream_common import CONFIGURED, StreamDirection, StreamHalf, check_code
 
 if TYPE_CHECKING:
     from .session import WebTransportSession
@@ -36,7 +36,11 @@ class WebTransportSendStream(StreamHalf):
         # Whether our end was written; until it is acknowledged the direction is not over.
         self._finished = False
         self._writable = Signal()
+
+        # Whether a greenlet is in the middle of a write that waits for room, and whether its end
+        # is to be the stream's.
         self._writing = False
+        self._finish_due = False
 
     def write(self, data: Buffer, *, timeout: float | None = None) -> int:
         """
@@ -49,9 +53,10 @@ class WebTransportSendStream(StreamHalf):
         view = memoryview(data).cast("B")
         self._connection.check_thread()
         deadline = Deadline(timeout)
+        self._check_writable()
         while self._writing:
             self._writable.wait(deadline)
-        self._check_writable()
+            self._check_writable()
         sent, size, room = 0, len(view), self._protocol.room(self.stream_id)
         if size <= room:
             # The usual case: it fits, and nobody has to wait.
@@ -60,7 +65,8 @@ class WebTransportSendStream(StreamHalf):
         self._writing = True
         try:
             while sent < size:
-                self._check_writable()
+                if self._write_error is not None:
+                    raise self._write_error
                 room = self._protocol.room(self.stream_id)
                 if room:
                     self._send(bytes(view[sent : sent + room]))
@@ -75,6 +81,11 @@ class WebTransportSendStream(StreamHalf):
         finally:
             self._writing = False
             self._writable.notify()
+            if self._finish_due and sent < size:
+                # An end behind half a write would tell the peer that it is whole.
+                self.reset()
+        if self._finish_due:
+            self._finish()
         return size
 
     def _send(self, data: bytes, end: bool = False) -> None:
@@ -87,7 +98,7 @@ class WebTransportSendStream(StreamHalf):
     def write_all(self, data: Buffer, *, timeout: float | None = None) -> None:
         """Send `data` and the end of the stream; waits and raises as write()."""
         view = memoryview(data).cast("B")
-        if not self._writing and not self._finished and self._write_error is None:
+        if not self._writing and self.is_writable:
             self._connection.check_thread()
             if len(view) <= self._protocol.room(self.stream_id):
                 # One frame carries both.
@@ -98,12 +109,22 @@ class WebTransportSendStream(StreamHalf):
         self.finish()
 
     def finish(self) -> None:
-        """Send the end of the stream (FIN). Does not wait; idempotent."""
+        """
+        Send the end of the stream (FIN). Does not wait; idempotent.
+
+        While another greenlet is writing, the end follows what it writes.
+        """
         self._connection.check_thread()
-        if not self._finished and self._write_error is None:
-            self._finished = True
-            self._protocol.send_stream(self.stream_id, b"", True)
-            self._connection.flush_soon()
+        if self._writing:
+            # The end comes behind what that greenlet is writing.
+            self._finish_due = True
+        elif not self._finished and self._write_error is None:
+            self._finish()
+
+    def _finish(self) -> None:
+        self._finished = True
+        self._protocol.send_stream(self.stream_id, b"", True)
+        self._connection.flush_soon()
 
     def flush(self, *, timeout: float | None = None) -> None:
         """Wait until the peer has acknowledged everything written; raises as write()."""
@@ -129,7 +150,7 @@ class WebTransportSendStream(StreamHalf):
         self._write_failed(StreamReset(code, False, stream_id=self.stream_id))
         self._connection.flush_soon()
 
-    def close(self, *, timeout: float | None = None) -> None:
+    def close(self, *, timeout: float | None = CONFIGURED) -> None:
         """
         Finish, and wait until everything is acknowledged, at most `timeout` or close_timeout.
 
@@ -138,7 +159,7 @@ class WebTransportSendStream(StreamHalf):
         if self._write_over:
             return
         self.finish()
-        self.flush_or_reset(Deadline(self._connection.close_timeout(timeout)))
+        self.flush_or_reset(Deadline(self.session.close_timeout(timeout)))
 
     def flush_or_reset(self, deadline: Deadline) -> None:
         """Wait until all is acknowledged; at the deadline reset, count and log."""
@@ -152,7 +173,7 @@ class WebTransportSendStream(StreamHalf):
                 "Stream %d was reset at close: %d bytes were not acknowledged within %g s.",
                 self.stream_id,
                 lost,
-                deadline.timeout,
+                deadline.timeout or 0.0,
             )
             self.reset()
 
@@ -169,12 +190,12 @@ class WebTransportSendStream(StreamHalf):
     @property
     def is_writable(self) -> bool:
         """Whether write() can take something."""
-        return not self._finished and self._write_error is None
+        return not (self._finished or self._finish_due) and self._write_error is None
 
     def _check_writable(self) -> None:
         if self._write_error is not None:
             raise self._write_error
-        if self._finished:
+        if self._finished or self._finish_due:
             raise LocalProtocolError(
                 "The stream was finished: nothing can be written behind its end."
             )

@@ -193,3 +193,33 @@ def test_every_field_has_a_default(cls):
             field.default is not dataclasses.MISSING
             or field.default_factory is not dataclasses.MISSING
         )
+
+
+@pytest.mark.parametrize(
+    "alias, value, field, expected",
+    [
+        ("timeout", 3.0, "connect_timeout", 3.0),
+        ("open_timeout", 3.0, "connect_timeout", 3.0),
+        ("additional_headers", {"a": "b"}, "headers", {"a": "b"}),
+        ("server_hostname", "a.example", "server_name", "a.example"),
+        ("user_agent_header", "me", "user_agent", "me"),
+        ("ca_certs", __file__, "cafile", __file__),
+        ("verify_mode", 0, "verify", False),
+    ],
+)
+def test_other_names_of_a_field_work_wherever_the_field_does(alias, value, field, expected):
+    for config in (
+        ClientConfig(**{alias: value}),
+        ClientConfig().update(**{alias: value}),
+        ClientConfig.from_dict({alias: value}),
+    ):
+        assert getattr(config, field) == expected
+    with pytest.raises(TypeError, match=field):
+        ClientConfig(**{alias: value, field: expected})
+
+
+@pytest.mark.parametrize("kind", [ClientConfig, ServerConfig])
+def test_a_constructor_refuses_an_unknown_option_by_name(kind):
+    with pytest.raises(errors.UnknownOption) as info:
+        kind(bogus=1)
+    assert info.value.field == "bogus"

@@ -34,6 +34,7 @@ FLOORS = {
     "gwt.budget": 3,
     "gwt.connection": 3,
     "gwt.session": 3,
+    "gwt.states": 3,
     "gwt.stream": 3,
     "gwt.stream_common": 3,
     "gwt.stream_receive": 3,

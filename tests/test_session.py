@@ -228,9 +228,70 @@ def test_closing_the_connection_closes_its_session_with_the_cause():
 def test_use_from_another_thread_is_refused():
     with pair() as (client, _):
         pool = gevent.get_hub().threadpool
-        for call in (client.accept_stream, client.create_bidirectional_stream, client.abort):
+        for call in (
+            client.accept_stream,
+            client.create_bidirectional_stream,
+            client.abort,
+            client.wait_closed,
+            client.connection.wait_closed,
+        ):
             with pytest.raises(RuntimeError, match="thread"):
                 pool.spawn(_outcome, call).get()()
+
+
+@pytest.mark.parametrize("how", ["timeout", "kill"])
+def test_a_close_that_is_interrupted_is_an_abort(how):
+    # The session stayed in closing for ever, and later closes did nothing.
+    with pair() as (client, server):
+        client.create_unidirectional_stream().write(b"x" * 900_000)
+        if how == "timeout":
+            with gevent.Timeout(0.05, False):
+                client.close(7)
+        else:
+            closer = gevent.spawn(client.close, 7)
+            gevent.sleep(0)
+            closer.kill()
+        assert client.is_closed
+        client.close()
+        server.wait_closed(timeout=5)
+        assert server.close_code == 7
+
+
+def test_no_timeout_is_no_limit_and_left_out_is_the_configs():
+    with pair(client={"close_timeout": 0.05}) as (client, server):
+        client.create_unidirectional_stream().write(b"x" * 100_000)
+        closer = spawn(client.close, timeout=None)
+        with pytest.raises(AssertionError, match="did not end"):
+            closer.get(timeout=0.3)
+        stream = server.accept_stream(timeout=5)
+        assert stream.read_all(timeout=5) == b"x" * 100_000
+        closer.get(timeout=5)
+
+
+@pytest.mark.parametrize("code", [-1, 2**62, "1", True])
+def test_a_connection_is_not_closed_with_a_code_that_cannot_be_sent(code):
+    with pair() as (client, server):
+        with pytest.raises(ValueError, match="code"):
+            client.connection.close(code)
+        client.send_datagram(b"x")
+        assert server.receive_datagram(timeout=5) == b"x"
+
+
+def test_a_datagram_is_bytes():
+    with pair() as (client, _), pytest.raises(TypeError):
+        client.send_datagram(5)
+
+
+def test_options_of_a_route_rule_its_sessions():
+    app = gwt.App()
+    app.webtransport("/", max_streams=2)(lambda session: session.wait_closed())
+    with serving(app) as server, connect(server):
+        eventually(lambda: len(server.sessions) == 1)
+        (served,) = server.sessions
+        for _ in range(2):
+            served.create_unidirectional_stream()
+        with pytest.raises(gwt.TooManyStreams):
+            served.create_unidirectional_stream()
 
 
 def _outcome(call):

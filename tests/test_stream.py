@@ -336,3 +336,60 @@ def test_creating_a_stream_times_out_and_says_why():
         with pytest.raises(TimeoutError, match="allowed no more streams"):
             for _ in range(9):
                 held.append(client.create_unidirectional_stream(timeout=0.1))
+
+
+@pytest.mark.parametrize("how", ["timeout", "gevent timeout", "kill"])
+@pytest.mark.parametrize("read", ["read_all", "readexactly"])
+def test_a_read_that_is_interrupted_leaves_what_had_arrived(ends, how, read):
+    # read_all() returned the second half as if it were all.
+    ours, theirs = bidirectional(*ends)
+    ours.write(b"first")
+    eventually(lambda: theirs.bytes_received == 5)
+    arguments = (20,) if read == "readexactly" else ()
+    if how == "timeout":
+        with pytest.raises(TimeoutError):
+            getattr(theirs, read)(*arguments, timeout=0.01)
+    elif how == "gevent timeout":
+        with gevent.Timeout(0.01, False):
+            getattr(theirs, read)(*arguments)
+    else:
+        reader = gevent.spawn(getattr(theirs, read), *arguments)
+        gevent.sleep(0)
+        reader.kill()
+    ours.write_all(b"second")
+    assert theirs.read_all(timeout=5) == b"firstsecond"
+
+
+def test_read_all_beyond_its_limit_leaves_what_had_arrived(ends):
+    ours, theirs = bidirectional(*ends)
+    ours.write_all(b"x" * 100)
+    with pytest.raises(gwt.MessageTooLarge):
+        theirs.read_all(max_size=3, timeout=5)
+    assert theirs.read_all(timeout=5) == b"x" * 100
+
+
+@pytest.mark.parametrize("closer", ["session", "stream", "finish"])
+def test_an_end_asked_for_during_a_write_comes_behind_it(closer):
+    # The peer took two megabytes of eight for all there was.
+    data = bytes(range(256)) * 20_000
+    with pair() as (client, server):
+        stream = client.create_unidirectional_stream()
+        writer = spawn(stream.write, data)
+        theirs = server.accept_stream(timeout=5)
+        eventually(lambda: theirs.bytes_received > 0)
+        reader = spawn(theirs.read_all)
+        {"session": client.close, "stream": stream.close, "finish": stream.finish}[closer]()
+        assert writer.get(timeout=5) == len(data)
+        assert reader.get(timeout=5) == data
+
+
+def test_a_write_that_is_killed_before_the_end_asked_for_resets(ends):
+    ours, theirs = bidirectional(*ends)
+    writer = gevent.spawn(ours.write, b"x" * 8_000_000)
+    eventually(lambda: theirs.bytes_received > 0)
+    ours.finish()
+    with pytest.raises(gwt.LocalProtocolError):
+        ours.write(b"more")
+    writer.kill()
+    with pytest.raises(gwt.StreamReset):
+        theirs.read_all(timeout=5)

@@ -14,6 +14,7 @@ from types import TracebackType
 from typing import Any, Self
 
 from gevent.lock import BoundedSemaphore
+from gevent.pool import Group
 
 from .. import certificates
 from ..config import ClientConfig, certificate_hash
@@ -30,6 +31,7 @@ from ..net.waiting import Deadline
 from ..protocol import codes, requests
 from ..protocol.seam import QuicOptions
 from ..session import WebTransportSession
+from ..stream_common import CONFIGURED
 from ..version import VERSION
 from .sockets import ClientHub
 from .target import Target, parse_url, resolve
@@ -352,12 +354,13 @@ class WebTransportClient:
         return self._stats.to_dict()
 
     def connect(
-        self, url: str, *, timeout: float | None = None, headers: Headers | None = None
+        self, url: str, *, timeout: float | None = CONFIGURED, headers: Headers | None = None
     ) -> WebTransportSession:
         """
         Connect and return the session; headers override the defaults, which override the config's.
 
-        Waits at most `timeout`, or connect_timeout, in all. Raises ClientError with the cause
+        Waits at most `timeout` in all: connect_timeout unless given, None is no limit. Raises
+        ClientError with the cause
         chained, whatever it was.
         """
         if self._is_closed:
@@ -366,7 +369,7 @@ class WebTransportClient:
         merged.update(self._default_headers)
         merged.update((name.lower(), value) for name, value in _pairs(headers or {}))
         config = self._config.update(headers=merged)
-        if timeout is not None:
+        if timeout is not CONFIGURED:
             config = config.update(connect_timeout=timeout)
         self._stats.connections_attempted += 1
         began = time.monotonic()
@@ -387,10 +390,18 @@ class WebTransportClient:
         return session
 
     def close(self) -> None:
-        """Close all sessions that came from here; waits as their close() does."""
+        """Close all sessions that came from here, at once; waits as their close() does."""
         self._is_closed = True
-        for session in list(self._sessions):
-            session.close()
+        closers = Group()
+        try:
+            for session in list(self._sessions):
+                closers.spawn(session.close)
+            closers.join()
+        finally:
+            # Interrupted: nobody else would end them.
+            closers.kill(block=False)
+            for session in list(self._sessions):
+                session.abort()
 
     def set_default_headers(self, headers: Headers) -> None:
         """Send these headers with every connect() from now on."""

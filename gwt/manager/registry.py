@@ -148,6 +148,10 @@ class Registry:
                 (enlist(interval, job), interval, job) for interval, job in self._periodic()
             )
 
+    def set_limit(self, limit: int | None) -> None:
+        """Allow another number of members from now on; those that are here stay."""
+        self._limit = limit
+
     def stop(self) -> None:
         """
         Accept no more members and end the periodic work; close nobody. Never waits; idempotent.

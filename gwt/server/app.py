@@ -6,10 +6,12 @@ Knows paths and functions, no network: a server asks it who handles a request.
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from typing import Any
 
+import gevent
 from werkzeug.exceptions import HTTPException
 from werkzeug.routing import Map, Rule
 
@@ -18,6 +20,8 @@ from ..errors import ConfigError, Reject
 from ..request import Request
 
 __all__ = ["App", "Route"]
+
+logger = logging.getLogger("gwt.server")
 
 Handler = Callable[..., Any]
 WSGIApplication = Callable[[dict[str, Any], Callable[..., Any]], Iterable[bytes]]
@@ -100,9 +104,13 @@ class App:
             function()
 
     def stop(self) -> None:
-        """Call the functions of on_shutdown, in reverse order."""
+        """Call the functions of on_shutdown, in reverse order; one that raises is logged."""
         for function in reversed(self._shutdown):
-            function()
+            try:
+                function()
+            except (Exception, SystemExit, gevent.Timeout):
+                # Boundary to user code: the others are called all the same.
+                logger.exception("A function of on_shutdown failed.")
 
     def match(self, request: Request) -> tuple[Route, dict[str, Any]]:
         """Return who handles a request, and the path's parameters; raises Reject(404)."""

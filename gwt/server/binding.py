@@ -27,7 +27,11 @@ _ATTEMPTS = 32
 def parse_bind(bind: str) -> tuple[str, int]:
     """Split "host:port" ("[::1]:port", ":port" for every address); raises ConfigError."""
     host, separator, port_text = bind.rpartition(":") if isinstance(bind, str) else ("", "", "")
-    if not separator or not port_text.isdecimal() or int(port_text) > 65535:
+    if (
+        not separator
+        or not (port_text.isascii() and port_text.isdecimal())
+        or int(port_text) > 65535
+    ):
         raise ConfigError(
             f'bind must be "host:port" with a port from 0 to 65535, not {bind!r}.',
             field="bind",

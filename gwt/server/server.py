@@ -10,6 +10,7 @@ from __future__ import annotations
 import logging
 import signal
 from collections.abc import Callable
+from contextlib import suppress
 from types import TracebackType
 from typing import Any, Self, TypeVar
 
@@ -29,6 +30,7 @@ from ..protocol import requests
 from ..protocol.events import SessionRequested
 from ..request import Request
 from ..session import WebTransportSession
+from ..stream_common import CONFIGURED
 from .access import host_allowed, origin_allowed
 from .app import App, Route
 from .binding import Bound, bind_both, parse_bind
@@ -146,8 +148,8 @@ class Server:
         self._hub = get_hub()
         self._stopping = False
         self.app.start()
-        self._bound = bind_both(self._bind, config)
         try:
+            self._bound = bind_both(self._bind, config)
             self.connections.start()
             self.sessions.start()
             if self._bound.udp is not None:
@@ -163,25 +165,48 @@ class Server:
             self._tcp.start()
         except BaseException:
             self._close_sockets()
+            self.app.stop()
             raise
         self._started = True
 
-    def stop(self, timeout: float | None = None) -> None:
+    def stop(self, timeout: float | None = CONFIGURED) -> None:
         """
         Stop: no newcomers, DRAIN to every session, and the end once what is under way is done.
 
         A session without open streams is closed at once, losing nothing that was written; the
-        others have `timeout` (stop_timeout) seconds. Waits for handlers; kills them afterwards.
+        others have `timeout` seconds: stop_timeout unless given, None is no limit. Handlers that
+        are not done by then are killed.
         """
-        if not self._started or self._stopping:
+        if not self._started:
             return
         self._check_thread()
         if gevent.getcurrent() in self._handlers:
             # A handler that waited for all handlers would wait for itself.
             gevent.spawn(self.stop, timeout)
             return
+        deadline = Deadline(self.config.stop_timeout if timeout is CONFIGURED else timeout)
+        if self._stopping:
+            # Another greenlet is at it.
+            with suppress(TimeoutError):
+                while self._stopping:
+                    self._stopped.wait(deadline)
+            return
         self._stopping = True
-        deadline = Deadline(self.config.stop_timeout if timeout is None else timeout)
+        try:
+            self._wind_down(deadline)
+        finally:
+            # Also when it was interrupted: what is left goes at once, and stop() can be repeated.
+            try:
+                self._handlers.kill(block=False)
+                self._close_sockets()
+            finally:
+                self._started = self._stopping = False
+                try:
+                    self.app.stop()
+                finally:
+                    self._stopped.notify()
+
+    def _wind_down(self, deadline: Deadline) -> None:
         if self._tcp is not None:
             self._tcp.stop()
         if self._udp is not None:
@@ -195,10 +220,6 @@ class Server:
         self._linger(Deadline(1.0))
         self.connections.shutdown(timeout=1.0)
         self.sessions.shutdown(timeout=1.0)
-        self._close_sockets()
-        self._started = False
-        self.app.stop()
-        self._stopped.notify()
 
     close = stop
 
@@ -213,8 +234,9 @@ class Server:
                 if session.session_id not in closing and not session.streams:
                     closing.add(session.session_id)
                     closers.spawn(session.close, 0, "The server is stopping")
-            remaining = deadline.remaining() or 0.0
-            gevent.wait(list(self._handlers), timeout=min(0.05, remaining))
+            remaining = deadline.remaining()
+            pause = 0.05 if remaining is None else min(0.05, remaining)
+            gevent.wait(list(self._handlers), timeout=pause)
         for session in self.sessions:
             if session.session_id not in closing:
                 closers.spawn(session.close, 0, "The server is stopping", timeout=0.5)
@@ -251,8 +273,9 @@ class Server:
             while self._started:
                 self._stopped.wait()
         finally:
-            # Ctrl-C arrives here, in the main greenlet.
-            self.stop()
+            # Ctrl-C arrives here, in the main greenlet. Who interrupts a stop does not wait for it.
+            if not self._stopping:
+                self.stop()
 
     def __enter__(self) -> Self:
         self.start()
@@ -353,7 +376,7 @@ class Server:
             self.counters["sessions_rejected"] += 1
             try:
                 headers = requests.encode_headers(exc.headers)
-            except ValueError:
+            except (ValueError, TypeError, AttributeError):
                 logger.exception("A Reject had headers that cannot be sent.")
                 headers = []
             connection.reject(session, exc.status, headers=headers, body=exc.body)
@@ -362,12 +385,12 @@ class Server:
             self.counters["sessions_refused"] += 1
             connection.reject(session, 503)
             return None
-        except Exception:
+        except (Exception, SystemExit, gevent.Timeout):
             # Boundary to user code: middleware.
             logger.exception("Middleware failed for %s.", request.path)
             connection.reject(session, 500)
             return None
-        session.config = config
+        session.configure(config)
         subprotocol = next((s for s in config.subprotocols if s in request.subprotocols), None)
         if not session.accept(subprotocol):
             return None
@@ -377,7 +400,7 @@ class Server:
         logger.info("Session %s opened: %s", session.session_id, session.path)
         try:
             route.handler(session, **params)
-        except (Exception, SystemExit) as exc:
+        except (Exception, SystemExit, gevent.Timeout) as exc:
             # Boundary to user code: a handler. That the session ended under it is no failure.
             if isinstance(exc, GwtError) and session.is_closed:
                 logger.debug("Session %s ended: %s", session.session_id, exc)
@@ -411,7 +434,11 @@ def serve(
     ]
     try:
         if ready is not None:
-            ready(server)
+            try:
+                ready(server)
+            except BaseException:
+                server.stop()
+                raise
         server.serve_forever()
     finally:
         for watcher in watchers:

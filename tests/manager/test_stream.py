@@ -386,3 +386,22 @@ def test_slots_agree_with_a_simple_model(operations: list[tuple[str, int]], limi
         assert stats["semaphore_locked"] is (len(own) >= limit)
         assert stats["total_closed"] == closed
     manager.stop()
+
+
+def test_an_id_becomes_a_stream_also_where_the_session_makes_none(monkeypatch):
+    made = []
+
+    def make_stream(session: object, stream_id: int, is_unidirectional: bool) -> FakeMember:
+        made.append((session, stream_id, is_unidirectional))
+        return FakeMember(stream_id)
+
+    monkeypatch.setattr(StreamManager, "make_stream", staticmethod(make_stream))
+    session, ids = object(), itertools.count(4, 4)
+    with StreamManager(
+        stream_factory=lambda _: next(ids), session_factory=lambda: session, max_streams=2
+    ) as manager:
+        assert manager.create_bidirectional_stream().stream_id == 4
+        manager.create_unidirectional_stream()
+        assert made == [(session, 4, False), (session, 8, True)]
+        with pytest.raises(TooManyStreams):
+            manager.create_bidirectional_stream()

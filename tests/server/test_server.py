@@ -394,3 +394,55 @@ def test_an_unknown_version_is_answered_with_those_that_are_known():
 def test_without_http3_only_tcp_is_served():
     with serving(echo, http3=False) as server, pytest.raises(gwt.HandshakeError):
         gwt.connect(url(server), verify=False, timeout=2)
+
+
+def test_a_stop_that_was_interrupted_leaves_nothing_and_can_be_followed_by_a_start():
+    with serving(lambda session: gevent.sleep(100)) as server:
+        connect(server)
+        with pytest.raises(gevent.Timeout), gevent.Timeout(0.05):
+            server.stop(timeout=20)
+        assert not server.started
+        server.start()
+        assert server.started
+
+
+def test_a_function_of_on_shutdown_that_raises_does_not_hang_serve_forever(caplog):
+    app, called = gwt.App(), []
+    app.on_shutdown(lambda: called.append(1))
+    app.on_shutdown(lambda: 1 / 0)
+    server = gwt.Server(app, "127.0.0.1:0")
+    greenlet = spawn(server.serve_forever)
+    eventually(lambda: server.started)
+    server.stop()
+    greenlet.get(timeout=5)
+    assert called == [1] and "on_shutdown" in caplog.text
+
+
+def test_a_timeout_of_middleware_is_a_500_and_a_bad_reject_too(caplog):
+    app = gwt.App()
+    app.webtransport("/")(echo)
+    failures = [gevent.Timeout(1), SystemExit(1)]
+
+    @app.middleware
+    def fail(request):
+        if failures:
+            raise failures.pop()
+        raise gwt.Reject(200)
+
+    with serving(app) as server:
+        for _ in range(3):
+            with pytest.raises(gwt.SessionRejected) as info:
+                connect(server)
+            assert info.value.status == 500
+
+
+def test_a_ready_function_that_raises_stops_the_server():
+    seen = []
+
+    def ready(server):
+        seen.append(server)
+        raise LookupError
+
+    with pytest.raises(LookupError):
+        gwt.serve(gwt.App(), "127.0.0.1:0", ready=ready)
+    assert not seen[0].started
