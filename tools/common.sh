@@ -9,14 +9,14 @@ say() { printf '%s\n' "$*" >&2; }
 # The first Python that gwt runs on. PYTHON chooses another one.
 find_python() {
     local candidate
-    for candidate in ${PYTHON:+"$PYTHON"} python3.11 python3.12 python3.13 python3.14 python3; do
+    for candidate in ${PYTHON:+"$PYTHON"} python3.11 python3.12 python3.13 python3; do
         if "$candidate" -c 'import sys; sys.exit(not (3, 11) <= sys.version_info < (3, 15))' \
             2>/dev/null; then
             printf '%s\n' "$candidate"
             return
         fi
     done
-    say "gwt needs Python 3.11 to 3.14, and finds none; PYTHON=/path/to/python names one."
+    say "gwt needs Python 3.11 to 3.13, and finds none; PYTHON=/path/to/python names one."
     return 1
 }
 
