@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterable
 from typing import Any
 
 from gevent import ssl
+from gevent.pool import Pool
 from gevent.pywsgi import WSGIServer
 
 from ..config import ServerConfig
@@ -37,13 +38,16 @@ class HttpListener:
             except (OSError, ssl.SSLError) as exc:
                 raise CertificateError(f"The certificate cannot be used for TLS: {exc}.") from exc
             options["ssl_context"] = context
-        # The access log is the application's affair.
-        self._server = WSGIServer(sock, app.wsgi or _nothing, log=None, **options)
+        # A pool, or stopping would not know of the connections that are open. The access log is
+        # the application's affair.
+        self._server = WSGIServer(
+            sock, app.wsgi or _nothing, log=None, spawn=Pool(config.max_connections), **options
+        )
 
     def start(self) -> None:
         """Begin to accept."""
         self._server.start()
 
     def stop(self) -> None:
-        """Accept no more, and give requests under way a second."""
+        """Accept no more, give requests under way a second, and end every connection."""
         self._server.stop(timeout=1)

@@ -446,3 +446,19 @@ def test_a_ready_function_that_raises_stops_the_server():
     with pytest.raises(LookupError):
         gwt.serve(gwt.App(), "127.0.0.1:0", ready=ready)
     assert not seen[0].started
+
+
+def test_a_stopped_server_answers_no_connection_that_was_kept_alive():
+    def wsgi(environ, start_response):
+        start_response("200 OK", [("Content-Length", "2")])
+        return [b"ok"]
+
+    request = b"GET / HTTP/1.1\r\nHost: localhost\r\n\r\n"
+    with (
+        gwt.Server(wsgi, "127.0.0.1:0") as server,
+        gevent.socket.create_connection(server.address, timeout=5) as client,
+    ):
+        client.sendall(request)
+        assert client.recv(1000).startswith(b"HTTP/1.1 200")
+        server.stop()
+        assert client.recv(1000) == b""
