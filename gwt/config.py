@@ -53,6 +53,17 @@ def _check(
             raise _bad(name, value, f"an integer of at least {least}")
 
 
+def _check_texts(name: str, values: Any) -> None:
+    """Raise ConfigError unless `values` is None, or a list of printable ASCII strings."""
+    if values is None:
+        return
+    if isinstance(values, (str, bytes)) or not isinstance(values, (list, tuple, set, frozenset)):
+        raise _bad(name, values, "a list of strings")
+    for value in values:
+        if not isinstance(value, str) or not value.isascii() or not value.isprintable():
+            raise _bad(name, value, "printable ASCII text")
+
+
 def _bad(name: str, value: Any, wanted: str) -> ConfigError:
     return ConfigError(f"{name} must be {wanted}, not {value!r}.", field=name, value=value)
 
@@ -308,9 +319,10 @@ class ServerConfig(TransportConfig):
                 "max_pending_handshakes": 1,
             },
         )
-        for name in ("subprotocols", "allowed_hosts"):
-            if isinstance(getattr(self, name), str):
-                raise _bad(name, getattr(self, name), "a list of strings")
+        origins = [self.origins] if isinstance(self.origins, str) else self.origins
+        _check_texts("origins", origins)
+        _check_texts("subprotocols", self.subprotocols)
+        _check_texts("allowed_hosts", self.allowed_hosts)
         if self.keyfile is not None and self.certfile is None:
             raise ConfigError(
                 "keyfile is given without certfile.", field="keyfile", value=self.keyfile
@@ -393,8 +405,13 @@ class ClientConfig(TransportConfig):
             object.__setattr__(self, "server_certificate_hashes", (hashes,))
         for value in self.server_certificate_hashes:
             certificate_hash(value)
-        if isinstance(self.subprotocols, str):
-            raise _bad("subprotocols", self.subprotocols, "a list of strings")
+        _check_texts("subprotocols", self.subprotocols)
+        for name in ("origin", "server_name", "user_agent"):
+            value = getattr(self, name)
+            if value is not None:
+                _check_texts(name, [value])
+        if not isinstance(self.verify, bool):
+            raise _bad("verify", self.verify, "True or False")
 
     @classmethod
     def aliases(cls) -> Aliases:

@@ -223,3 +223,26 @@ def test_a_constructor_refuses_an_unknown_option_by_name(kind):
     with pytest.raises(errors.UnknownOption) as info:
         kind(bogus=1)
     assert info.value.field == "bogus"
+
+
+@pytest.mark.parametrize(
+    "kind, field, value",
+    [
+        (ClientConfig, "origin", 5),
+        (ClientConfig, "origin", "https://a\r\nx: y"),
+        (ClientConfig, "subprotocols", [5]),
+        (ClientConfig, "subprotocols", "chat"),
+        (ClientConfig, "server_name", "\u00e9"),
+        (ClientConfig, "user_agent", "a\nb"),
+        (ClientConfig, "verify", "x"),
+        (ServerConfig, "origins", 5),
+        (ServerConfig, "origins", [5]),
+        (ServerConfig, "allowed_hosts", "example.com"),
+        (ServerConfig, "allowed_hosts", [5]),
+        (ServerConfig, "subprotocols", ["a\r\n"]),
+    ],
+)
+def test_texts_that_cannot_be_sent_are_refused_by_name(kind, field, value):
+    with pytest.raises(errors.ConfigError) as info:
+        kind(**{field: value})
+    assert info.value.field == field

@@ -27,6 +27,20 @@ Handler = Callable[..., Any]
 WSGIApplication = Callable[[dict[str, Any], Callable[..., Any]], Iterable[bytes]]
 
 
+# What a route may have of its own; the rest is the connection's, or the server's.
+_ROUTE_OPTIONS = frozenset(
+    (
+        "allowed_hosts",
+        "close_timeout",
+        "datagram_queue",
+        "max_streams",
+        "origins",
+        "stream_creation_timeout",
+        "subprotocols",
+    )
+)
+
+
 @dataclass(frozen=True, slots=True, eq=False)
 class Route:
     """One path of one protocol, its handler, and the options that override the server's."""
@@ -65,11 +79,20 @@ class App:
         """
         Decorate ``handler(session, **params)``, which runs in a greenlet for each session.
 
-        `options` are fields of ServerConfig that hold for this path. Returning closes the
+        `options` are fields of ServerConfig that hold for this path: origins, allowed_hosts,
+        subprotocols, max_streams, datagram_queue, close_timeout, stream_creation_timeout. Returning
+        closes the
         session with code 0, raising with 1011. Raises ConfigError for a bad path or option.
         """
         # Say now, not at the first request, what is wrong with them.
         ServerConfig().update(**options)
+        for name, value in options.items():
+            if name not in _ROUTE_OPTIONS:
+                raise ConfigError(
+                    f"{name} rules the whole server, not one path.", field=name, value=value
+                )
+        if not isinstance(path, str):
+            raise ConfigError(f"A path must be text, not {path!r}.", field="path", value=path)
 
         def register(handler: Handler) -> Handler:
             route = Route(path, handler, options)

@@ -115,6 +115,10 @@ def test_a_bad_route_is_refused_when_it_is_made():
         gwt.App().webtransport("no-slash")(echo)
     with pytest.raises(TypeError):
         gwt.App().webtransport("/", no_such_option=1)
+    with pytest.raises(gwt.ConfigError, match="whole server"):
+        gwt.App().webtransport("/", max_connections=1)
+    with pytest.raises(gwt.ConfigError):
+        gwt.App().webtransport(5)(echo)
 
 
 def test_middleware_may_reject_with_status_headers_and_body():
