@@ -112,15 +112,9 @@ class _Connecting:
         config, where = self.config, f"{address[0]} port {address[1]}"
         self.stage = f"shaking hands with {where}"
         hashes = [certificate_hash(value) for value in config.server_certificate_hashes]
-        options = QuicOptions(
+        options = QuicOptions.of(
+            config,
             is_client=True,
-            initial_stream_window=config.initial_stream_window,
-            max_incoming_streams=config.max_incoming_streams,
-            max_udp_payload=config.max_udp_payload,
-            idle_timeout=config.idle_timeout,
-            congestion_control=config.congestion_control,
-            datagram_send_queue=config.datagram_send_queue,
-            datagram_max_age=config.datagram_max_age,
             verify=config.verify and not hashes,
             cafile=None if config.cafile is None else str(config.cafile),
             server_name=config.server_name or self.target.host,

@@ -8,9 +8,11 @@ from __future__ import annotations
 
 import ssl
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, Protocol, Self
 
 from aioquic.quic.configuration import QuicConfiguration
+
+from ..config import TransportConfig
 
 __all__ = [
     "CONNECTION_ID_LENGTH",
@@ -54,11 +56,11 @@ class QuicOptions:
     is_client: bool
     initial_stream_window: int
     max_incoming_streams: int
-    max_udp_payload: int = 1200
-    idle_timeout: float = 30.0
-    congestion_control: str = "reno"
-    datagram_send_queue: int = 256
-    datagram_max_age: float = 1.0
+    max_udp_payload: int
+    idle_timeout: float
+    congestion_control: str
+    datagram_send_queue: int
+    datagram_max_age: float
     # Server: the certificate, its chain and the key, as `cryptography` objects.
     certificate: Any = None
     chain: tuple[Any, ...] = ()
@@ -67,6 +69,21 @@ class QuicOptions:
     verify: bool = True
     cafile: str | None = None
     server_name: str | None = None
+
+    @classmethod
+    def of(cls, config: TransportConfig, *, is_client: bool, **own: Any) -> Self:
+        """Take from a config what QUIC needs; `own` is what only this side has."""
+        return cls(
+            is_client=is_client,
+            initial_stream_window=config.initial_stream_window,
+            max_incoming_streams=config.max_incoming_streams,
+            max_udp_payload=config.max_udp_payload,
+            idle_timeout=config.idle_timeout,
+            congestion_control=config.congestion_control,
+            datagram_send_queue=config.datagram_send_queue,
+            datagram_max_age=config.datagram_max_age,
+            **own,
+        )
 
     def configuration(self) -> QuicConfiguration:
         """Return these options as aioquic's configuration."""

@@ -25,24 +25,7 @@ from ..protocol.quic import Quic
 from ..protocol.seam import QuicOptions
 from ..protocol.webtransport import WebTransport
 
-__all__ = ["QuicListener", "quic_options"]
-
-
-def quic_options(config: ServerConfig, certificate: Certificate) -> QuicOptions:
-    """Return what QUIC needs of a server's config."""
-    return QuicOptions(
-        is_client=False,
-        initial_stream_window=config.initial_stream_window,
-        max_incoming_streams=config.max_incoming_streams,
-        max_udp_payload=config.max_udp_payload,
-        idle_timeout=config.idle_timeout,
-        congestion_control=config.congestion_control,
-        datagram_send_queue=config.datagram_send_queue,
-        datagram_max_age=config.datagram_max_age,
-        certificate=certificate.certificate,
-        chain=tuple(certificate.chain),
-        private_key=certificate.private_key,
-    )
+__all__ = ["QuicListener"]
 
 
 class QuicListener:
@@ -62,7 +45,13 @@ class QuicListener:
         self.connections = connections
         self.counters = Counters()
         self._on_request = on_request
-        self._options = quic_options(config, certificate)
+        self._options = QuicOptions.of(
+            config,
+            is_client=False,
+            certificate=certificate.certificate,
+            chain=tuple(certificate.chain),
+            private_key=certificate.private_key,
+        )
         self._configuration = self._options.configuration()
         self._budget = send_budget()
         self._clock = clock

@@ -28,19 +28,12 @@ def certificate() -> certificates.Certificate:
 
 
 def quic_options(config: TransportConfig, *, is_client: bool) -> QuicOptions:
-    shared: dict[str, Any] = {
-        "is_client": is_client,
-        "initial_stream_window": config.initial_stream_window,
-        "max_incoming_streams": config.max_incoming_streams,
-        "max_udp_payload": config.max_udp_payload,
-        "idle_timeout": config.idle_timeout,
-        "datagram_send_queue": config.datagram_send_queue,
-        "datagram_max_age": config.datagram_max_age,
-    }
     if is_client:
-        return QuicOptions(verify=False, server_name="example.test", **shared)
+        return QuicOptions.of(config, is_client=True, verify=False, server_name="example.test")
     cert = certificate()
-    return QuicOptions(certificate=cert.certificate, private_key=cert.private_key, **shared)
+    return QuicOptions.of(
+        config, is_client=False, certificate=cert.certificate, private_key=cert.private_key
+    )
 
 
 class End:
