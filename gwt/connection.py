@@ -376,9 +376,16 @@ class WebTransportConnection:
             self._flush_due = True
             self._hub.loop.run_callback(self._flush_if_due)
 
-    # Receiver: what the endpoint calls after a drain. The greenlets that the drain woke run
-    # before the flush, so that what they write shares packets with the acknowledgements.
-    flush = flush_soon
+    def flush(self) -> None:
+        """
+        Receiver: what the endpoint calls after a drain.
+
+        The greenlets that the drain woke run before the flush, and so do those that they spawn,
+        so that what they write shares packets with the acknowledgements.
+        """
+        if not self._flush_due:
+            self._flush_due = True
+            self._hub.loop.run_callback(self._hub.loop.run_callback, self._flush_if_due)
 
     def _flush_if_due(self) -> None:
         if self._flush_due:

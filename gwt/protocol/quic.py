@@ -30,6 +30,7 @@ from cryptography.hazmat.primitives.serialization import Encoding
 from .datagrams import DatagramQueue
 from .pacing import Pacer
 from .quicconnection import Connection
+from .quicreceive import StreamData
 from .quicstream import Sender, Stream
 from .seam import MOMENT, SILENT, Address, QuicOptions, QuicSink, SendBudget
 
@@ -136,12 +137,19 @@ class Quic:
         while pending:
             event = pending.popleft()
             match event:
+                case StreamData():
+                    sink.quic_stream_data(event.stream_id, event.data, event.ended)
+                    if event.ended:
+                        quic.wake(event.stream_id)
                 case quic_events.StreamDataReceived():
                     sink.quic_stream_data(event.stream_id, event.data, event.end_stream)
+                    if event.end_stream:
+                        quic.wake(event.stream_id)
                 case quic_events.DatagramFrameReceived():
                     sink.quic_datagram(event.data)
                 case quic_events.StreamReset():
                     sink.quic_stream_reset(event.stream_id, event.error_code)
+                    quic.wake(event.stream_id)
                 case quic_events.StopSendingReceived():
                     sink.quic_stream_stopped(event.stream_id, event.error_code)
                 case quic_events.ConnectionIdIssued():
@@ -151,6 +159,7 @@ class Quic:
                 case quic_events.ProtocolNegotiated():
                     sink.quic_negotiated()
                 case quic_events.HandshakeCompleted():
+                    quic.trim()
                     sink.quic_handshake_completed()
                 case quic_events.PingAcknowledged():
                     sink.quic_ping_acknowledged()
@@ -197,6 +206,7 @@ class Quic:
         datagrams = quic.datagrams_to_send(now)
         if quic.stream_credit_due():
             datagrams += quic.datagrams_to_send(now)
+        quic.park()
         if waiting:
             self._datagrams.after_sending()
         for data, _ in datagrams:
@@ -329,6 +339,7 @@ class Quic:
         stream = self._quic._streams.get(stream_id)
         if stream is not None:
             stream.held = held
+            self._quic.wake(stream_id)
 
     def consumed(self, stream_id: int, size: int) -> bool:
         """Give back credit for bytes that were read; returns whether an update is due."""
@@ -351,6 +362,7 @@ class Quic:
         if stream.receiver.is_finished or limit - stream.max_stream_data_local < stream.window / 2:
             return False
         stream.max_stream_data_local = limit
+        self._quic.limit_moved(stream)
         return True
 
     # Datagrams
@@ -415,6 +427,8 @@ class Quic:
             "frames_lost": self._quic.frames_lost,
             "packets_sent": self.packets_sent,
             "packets_received": self.packets_received,
+            "packets_undecryptable": self._quic.packets_undecryptable,
+            "packets_duplicate": self._quic.packets_duplicate,
             "bytes_sent": self.bytes_sent,
             "bytes_received": self.bytes_received,
             "datagrams_dropped": self._datagrams.dropped,

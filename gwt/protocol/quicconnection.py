@@ -9,17 +9,15 @@ from __future__ import annotations
 from typing import Any
 
 from aioquic.buffer import Buffer  # type: ignore[attr-defined]
-from aioquic.quic.connection import (
-    MAX_STREAM_DATA_FRAME_CAPACITY,
-    QuicConnection,
-    QuicReceiveContext,
-)
+from aioquic.quic.connection import MAX_STREAM_DATA_FRAME_CAPACITY, QuicReceiveContext
 from aioquic.quic.packet import QuicFrameType
-from aioquic.quic.packet_builder import QuicPacketBuilder
+from aioquic.quic.packet_builder import QuicDeliveryState, QuicPacketBuilder
 from aioquic.quic.recovery import QuicPacketSpace
 from aioquic.quic.stream import QuicStream
 from aioquic.tls import Epoch
+from cryptography.hazmat.primitives.serialization import Encoding
 
+from .quicsend import Sending
 from .quicstream import Stream
 from .seam import CONNECTION_WINDOW, MOMENT, SILENT, QuicOptions, SendBudget
 
@@ -30,13 +28,39 @@ __all__ = ["Connection"]
 _ACTIVE_CONNECTION_IDS = 4
 
 
-class Connection(QuicConnection):
+# What TLS may write of each epoch in one go, beside the certificates of a server: a ClientHello has
+# its transport parameters and names, a server's flight its own and a signature. aioquic takes three
+# times 16 KiB for the life of the connection.
+_CLIENT_HELLO = 4096
+_SERVER_FLIGHT = 4096
+_SHORT_FLIGHT = 512
+
+
+class _Streams(dict[int, Stream]):
+    """
+    All streams by id; `values()` are only those with a limit to be announced.
+
+    aioquic asks for the values in one place only: for every packet, to announce limits.
+    """
+
+    __slots__ = ("_due",)
+
+    def __init__(self, due: dict[Stream, None]) -> None:
+        super().__init__()
+        self._due = due
+
+    def values(self) -> Any:
+        return list(self._due)
+
+
+class Connection(Sending):
     """QuicConnection with credit by consumption and an account of what is buffered."""
 
-    _streams: dict[int, Stream]  # type: ignore[assignment]
+    _streams: _Streams  # type: ignore[assignment]
 
     def __init__(self, options: QuicOptions, budget: SendBudget, **kwargs: Any) -> None:
         super().__init__(**kwargs)
+        self._streams = _Streams(self._limits_due)
         self.budget = budget
         self.buffered = 0
         self.settled = False
@@ -46,6 +70,60 @@ class Connection(QuicConnection):
         for limit in (self._local_max_streams_bidi, self._local_max_streams_uni):
             limit.value = limit.sent = options.max_incoming_streams
         self._local_active_connection_id_limit = _ACTIVE_CONNECTION_IDS
+
+    def _initialize(self, peer_cid: bytes) -> None:
+        super()._initialize(peer_cid)
+        server = self._configuration.certificate
+        if server is None:
+            sizes = (_CLIENT_HELLO, _SHORT_FLIGHT)
+        else:
+            chain = (server, *self._configuration.certificate_chain)
+            size = sum(len(each.public_bytes(Encoding.DER)) + 16 for each in chain)
+            sizes = (_SHORT_FLIGHT, _SERVER_FLIGHT + size)
+        self._crypto_buffers = {
+            Epoch.INITIAL: Buffer(capacity=sizes[0]),
+            Epoch.HANDSHAKE: Buffer(capacity=sizes[1]),
+            Epoch.ONE_RTT: Buffer(capacity=_SHORT_FLIGHT),
+        }
+
+    def trim(self) -> None:
+        """Let go of what only the handshake needed."""
+        self._crypto_buffers = {Epoch.ONE_RTT: Buffer(capacity=_SHORT_FLIGHT)}
+
+    # Streams that have nothing to send are parked: aioquic walks its queue for every packet.
+
+    def wake(self, stream_id: int | None) -> None:
+        """Put a stream into the queue, since it has something to send, or is finished."""
+        stream = self._streams.get(stream_id)  # type: ignore[arg-type]
+        if stream is not None and stream.parked:
+            stream.parked = False
+            self._streams_queue.append(stream)
+
+    def park(self) -> None:
+        """Take streams out of the queue that have nothing to send; call after sending."""
+        busy: list[Stream] = []
+        for stream in self._streams_queue:
+            sender = stream.sender
+            if (
+                sender.buffer_is_empty
+                and not sender.reset_pending
+                and not stream.receiver.stop_pending
+                and not stream.is_finished
+            ):
+                stream.parked = True
+            else:
+                busy.append(stream)
+        self._streams_queue = busy
+
+    def limit_moved(self, stream: Stream) -> None:
+        """Announce a stream's limit with the next packet."""
+        self._limits_due[stream] = None
+
+    def _on_max_stream_data_delivery(self, delivery: QuicDeliveryState, stream: QuicStream) -> None:
+        super()._on_max_stream_data_delivery(delivery, stream)
+        if delivery is not QuicDeliveryState.ACKED:
+            assert isinstance(stream, Stream)
+            self.limit_moved(stream)
 
     def _handle_max_stream_data_frame(
         self, context: QuicReceiveContext, frame_type: int, buf: Buffer
@@ -103,6 +181,7 @@ class Connection(QuicConnection):
             buf.push_uint_var(stream.stream_id or 0)
             buf.push_uint_var(limit)
             stream.max_stream_data_local_sent = limit
+        self._limits_due.pop(stream, None)  # type: ignore[call-overload]
 
     def _write_connection_limits(self, builder: QuicPacketBuilder, space: QuicPacketSpace) -> None:
         limit = self._local_max_data

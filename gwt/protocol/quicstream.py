@@ -10,9 +10,9 @@ from __future__ import annotations
 from typing import Protocol
 
 from aioquic.quic.packet_builder import QuicDeliveryState
-from aioquic.quic.stream import QuicStream, QuicStreamSender
+from aioquic.quic.stream import QuicStream, QuicStreamReceiver, QuicStreamSender
 
-__all__ = ["Owner", "Sender", "Stream"]
+__all__ = ["Owner", "Receiver", "Sender", "Stream"]
 
 
 class Owner(Protocol):
@@ -25,6 +25,9 @@ class Owner(Protocol):
     def account(self, change: int) -> None:
         """Count bytes that came into a buffer, or left it."""
 
+    def wake(self, stream_id: int | None) -> None:
+        """Note that a stream has something to send, or is finished."""
+
 
 class Sender(QuicStreamSender):
     """A stream's sending half that accounts for its buffer."""
@@ -36,6 +39,7 @@ class Sender(QuicStreamSender):
     def write(self, data: bytes, end_stream: bool = False) -> None:
         super().write(data, end_stream)
         self.owner.account(len(data))
+        self.owner.wake(self._stream_id)
 
     def on_data_delivery(
         self, delivery: QuicDeliveryState, start: int, stop: int, fin: bool
@@ -44,13 +48,17 @@ class Sender(QuicStreamSender):
         super().on_data_delivery(delivery, start, stop, fin)
         if delivery is not QuicDeliveryState.ACKED:
             self.owner.frames_lost += 1
+            self.owner.wake(self._stream_id)
         elif self._reset_error_code is None:
             self.owner.account(before - self._buffer_start)
             self.owner.progress.add(self._stream_id)
+            if self.is_finished:
+                self.owner.wake(self._stream_id)
 
     def on_reset_delivery(self, delivery: QuicDeliveryState) -> None:
         super().on_reset_delivery(delivery)
         self.owner.progress.add(self._stream_id)
+        self.owner.wake(self._stream_id)
 
     def reset(self, error_code: int) -> None:
         if self._reset_error_code is None and not self.is_finished:
@@ -60,6 +68,38 @@ class Sender(QuicStreamSender):
             self._buffer_start = self._buffer_stop
         super().reset(error_code)
         self.owner.progress.add(self._stream_id)
+        self.owner.wake(self._stream_id)
+
+    def take(self, room: int, max_offset: int) -> tuple[bytes, bool] | None:
+        """
+        Return the next bytes to be sent, at next_offset, and whether the stream ends with them.
+
+        As get_frame() does, but it also notes at once when nothing is left to be sent.
+        """
+        pending = self._pending
+        if len(pending):
+            first = pending[0]
+            start = first.start
+            stop = min(first.stop, start + room, max_offset)
+            if stop <= start:
+                return None
+            base = self._buffer_start
+            data = bytes(self._buffer[start - base : stop - base])
+            pending.subtract(start, stop)
+            if stop > self.highest_offset:
+                self.highest_offset = stop
+            fin = stop == self._buffer_fin
+            if fin:
+                self._pending_eof = False
+            if stop == first.stop and not self._pending_eof and not len(pending):
+                self.buffer_is_empty = True
+            return data, fin
+        if self._pending_eof and room >= 0:
+            self._pending_eof = False
+            self.buffer_is_empty = True
+            return b"", True
+        self.buffer_is_empty = not self._pending_eof
+        return None
 
     @property
     def buffered(self) -> int:
@@ -82,14 +122,31 @@ class Sender(QuicStreamSender):
         )
 
 
+class Receiver(QuicStreamReceiver):
+    """A stream's receiving half that wakes its stream when a STOP_SENDING was lost."""
+
+    owner: Owner
+
+    def on_stop_sending_delivery(self, delivery: QuicDeliveryState) -> None:
+        super().on_stop_sending_delivery(delivery)
+        self.owner.wake(self._stream_id)
+
+    def stop(self, error_code: int = 0) -> None:
+        super().stop(error_code)
+        self.owner.wake(self._stream_id)
+
+
 class Stream(QuicStream):
     """A stream with its own window, which is not forgotten while the floor above holds it."""
 
     # All streams are made by aioquic and adopted, so these are the values they start with.
     held = False
+    # Not in the queue of streams that have something to send.
+    parked = False
     consumed = 0
     window = 0
     sender: Sender
+    receiver: Receiver
 
     @classmethod
     def adopt(cls, stream: QuicStream, owner: Owner) -> None:
@@ -99,6 +156,8 @@ class Stream(QuicStream):
         stream.__class__ = cls
         assert isinstance(stream, cls)
         stream.sender = Sender(owner, stream.stream_id, not stream.sender.is_finished)
+        stream.receiver.__class__ = Receiver
+        stream.receiver.owner = owner
         stream.window = stream.max_stream_data_local
 
     @property

@@ -24,7 +24,7 @@ from aioquic.quic.recovery import QuicPacketRecovery
 from aioquic.quic.stream import QuicStream, QuicStreamReceiver, QuicStreamSender
 from aioquic.tls import Group
 
-from gwt.protocol import quic, quicconnection, quicstream, seam
+from gwt.protocol import quic, quicconnection, quicreceive, quicsend, quicstream, seam
 from gwt.protocol.pacing import Pacer
 from gwt.protocol.quic import Quic
 from gwt.protocol.seam import SILENT, SendBudget
@@ -240,23 +240,34 @@ def test_http3_stream_has_the_attribute(name):
 
 
 def test_every_private_attribute_that_the_seam_uses_is_asserted_here():
-    here = Path(__file__).read_text(encoding="utf-8")
-    for module in (quic, quicconnection, quicstream):
-        tree = ast.parse(inspect.getsource(module))
-        ours = {
-            node.attr
-            for node in ast.walk(tree)
-            if isinstance(node, ast.Attribute) and isinstance(node.ctx, ast.Store)
-        } | {node.name for node in ast.walk(tree) if isinstance(node, ast.FunctionDef)}
-        overridden = set(dir(QuicConnection)) | set(dir(QuicStreamSender))
-        for node in ast.walk(tree):
-            if not isinstance(node, ast.Attribute) or not node.attr.startswith("_"):
-                continue
-            if node.attr.startswith("__") or (node.attr in ours and node.attr not in overridden):
-                continue
-            if node.attr == "_peer_certificate":
-                continue  # test_certificate_of_the_peer_is_der
-            assert node.attr in here, f"{module.__name__}:{node.lineno}: {node.attr}"
+    here = "".join(
+        path.read_text(encoding="utf-8") for path in Path(__file__).parent.glob("test_quic*.py")
+    )
+    trees = {
+        module.__name__: ast.parse(inspect.getsource(module))
+        for module in (quic, quicconnection, quicreceive, quicsend, quicstream)
+    }
+    nodes = [(name, node) for name, tree in trees.items() for node in ast.walk(tree)]
+    ours = {
+        node.attr
+        for _, node in nodes
+        if isinstance(node, ast.Attribute) and isinstance(node.ctx, ast.Store)
+    } | {node.name for _, node in nodes if isinstance(node, ast.FunctionDef)}
+    ours |= {
+        node.target.id
+        for _, node in nodes
+        if isinstance(node, ast.AnnAssign) and isinstance(node.target, ast.Name)
+    }
+    overridden = set(dir(QuicConnection)) | set(dir(QuicStreamSender))
+    theirs = overridden | set(vars(client_connection())) | set(vars(QuicStreamReceiver(0, True)))
+    for module, node in nodes:
+        if not isinstance(node, ast.Attribute) or not node.attr.startswith("_"):
+            continue
+        if node.attr.startswith("__") or (node.attr in ours and node.attr not in theirs):
+            continue
+        if node.attr == "_peer_certificate":
+            continue  # test_certificate_of_the_peer_is_der
+        assert node.attr in here, f"{module}:{node.lineno}: {node.attr}"
 
 
 # What the seam promises
@@ -393,7 +404,7 @@ def test_limit_of_the_connection_stays_ahead_of_what_arrived_and_does_not_double
     limit = peer.protocol.quic._quic._local_max_data
     assert limit.used > 5 << 20
     assert seam.CONNECTION_WINDOW // 2 <= limit.value - limit.used <= seam.CONNECTION_WINDOW
-    assert leftovers(peer.protocol).keys() == {"sessions", "h3", "quic", "queue"}
+    assert leftovers(peer.protocol).keys() == {"sessions", "h3", "quic"}
 
 
 def test_budget_is_shared_and_settled_once():

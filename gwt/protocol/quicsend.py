@@ -1,0 +1,273 @@
+"""
+The way out of aioquic's connection, made short for what nearly all packets carry.
+
+Part of the seam of quic.py. Acknowledgements, datagrams and stream data of a confirmed connection
+on a validated path are written here; whatever else is to be sent (limits, resets, pings, connection
+ids, probes of paths, a close) sends the whole pass through aioquic's own `datagrams_to_send`, which
+remains the rule. What goes out, and what is remembered of it, is the same.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from aioquic.buffer import Buffer, encode_uint_var, size_uint_var  # type: ignore[attr-defined]
+from aioquic.quic.connection import (
+    NetworkAddress,
+    QuicConnectionState,
+    stream_is_client_initiated,
+)
+from aioquic.quic.packet import QuicPacketType, push_ack_frame
+from aioquic.quic.packet_builder import QuicSentPacket
+from aioquic.quic.recovery import QuicPacketSpace
+from aioquic.tls import Epoch
+
+from .quicreceive import Receiving
+from .quicstream import Stream
+from .seam import CONNECTION_WINDOW
+
+__all__ = ["Sending"]
+
+# RFC 9000 17.3.1: the fixed bit, and packet numbers of two bytes, which aioquic uses throughout.
+_FIRST_BYTE = 0x40 | 1
+_PACKET_NUMBER = 2
+_TAG = 16
+
+# Below this a packet has no room for a frame that is worth it.
+_LEAST_ROOM = 32
+
+_ACK, _PING, _STREAM, _LIMIT, _DATAGRAM = 0x02, b"\x01", 0x0A, 0x11, b"\x31"
+_OFFSET, _FIN = 0x04, 0x01
+# With fewer bytes aioquic leaves the oldest ranges out; a packet of ours has more room than this.
+_ACK_CAPACITY = 1 + 4 * 8 + 2 * 64 * 4
+_LIMIT_CAPACITY = 1 + 8 + 8
+
+
+class Sending(Receiving):
+    """QuicConnection with a short way out."""
+
+    _streams_queue: list[Stream]  # type: ignore[assignment]
+
+    def __init__(self, **kwargs: Any) -> None:
+        super().__init__(**kwargs)
+        # Streams whose limit is to be announced.
+        self._limits_due: dict[Stream, None] = {}
+
+    def datagrams_to_send(self, now: float) -> list[tuple[bytes, NetworkAddress]]:
+        if self._short_keys is None or self._something_else_to_send():
+            return super().datagrams_to_send(now)
+        datagrams, done = self._send_short(now)
+        if not done:
+            datagrams += super().datagrams_to_send(now)
+        return datagrams
+
+    def _something_else_to_send(self) -> Any:
+        for own in self._host_cids:
+            if not own.was_sent:
+                return True
+        path = self._network_paths[0]
+        data, bidi, uni = (
+            self._local_max_data,
+            self._local_max_streams_bidi,
+            self._local_max_streams_uni,
+        )
+        return (
+            self._state is not QuicConnectionState.CONNECTED
+            or self._close_pending
+            or self._probe_pending
+            or self._ping_pending
+            or self._handshake_done_pending
+            or self._retire_connection_ids
+            or self._streams_blocked_pending
+            or len(self._network_paths) > 1
+            or path.remote_challenges
+            or not path.is_validated
+            or self._remote_preferred_address
+            or data.value != data.sent
+            or data.value - data.used < CONNECTION_WINDOW // 2
+            or bidi.sent - bidi.used < bidi.value - bidi.sent
+            or uni.sent - uni.used < uni.value - uni.sent
+            or not self._crypto_streams[Epoch.ONE_RTT].sender.buffer_is_empty
+        )
+
+    def _send_short(self, now: float) -> tuple[list[tuple[bytes, NetworkAddress]], bool]:
+        """Send what may be sent; False if something turned up that only the long way writes."""
+        space, crypto = self._short_space, self._short_keys
+        assert space is not None and crypto is not None
+        self._pacing_at = None
+        loss = self._loss
+        pacer = loss._pacer
+        path = self._network_paths[0]
+        cid = self._peer_cid.cid
+        overhead = 1 + len(cid) + _PACKET_NUMBER + _TAG
+        size = self._max_datagram_size - overhead
+        # How many bytes more may be in flight.
+        window = loss.congestion_window - loss.bytes_in_flight
+        datagrams: list[tuple[bytes, NetworkAddress]] = []
+        complete = True
+        while complete and (
+            self._streams_queue
+            or self._datagrams_pending
+            or self._limits_due
+            or (space.ack_at is not None and space.ack_at <= now)
+        ):
+            if space.ack_at is None or space.ack_at >= now:
+                self._pacing_at = pacer.next_send_time(now=now)
+                if self._pacing_at is not None:
+                    break
+            number = self._packet_number
+            packet = QuicSentPacket(
+                epoch=Epoch.ONE_RTT,
+                in_flight=False,
+                is_ack_eliciting=False,
+                is_crypto_packet=False,
+                packet_number=number,
+                packet_type=QuicPacketType.ONE_RTT,
+                sent_time=now,
+            )
+            payload: list[bytes] = []
+            room = size
+            if space.ack_at is not None and space.ack_at <= now:
+                room -= self._add_ack(payload, packet, space, now)
+            complete = self._add_data(payload, packet, min(room, window - overhead - size + room))
+            if not payload:
+                break
+            first = _FIRST_BYTE | (self._spin_bit << 5) | (crypto.key_phase << 2)
+            header = b"%c%b%b" % (first, cid, (number & 0xFFFF).to_bytes(_PACKET_NUMBER, "big"))
+            data = crypto.encrypt_packet(header, b"".join(payload), number)
+            packet.sent_bytes = len(data)
+            self._packet_number = number + 1
+            loss.on_packet_sent(packet=packet, space=space)
+            if packet.in_flight:
+                window -= len(data)
+                if not self._ack_eliciting_sent_since_receipt:
+                    # RFC 9000 10.1.
+                    self._close_at = now + self._idle_timeout()
+                    self._ack_eliciting_sent_since_receipt = True
+            path.bytes_sent += len(data)
+            datagrams.append((data, path.addr))
+            pacer.update_after_send(now=now)
+        return datagrams, complete
+
+    def _add_ack(
+        self, payload: list[bytes], packet: QuicSentPacket, space: QuicPacketSpace, now: float
+    ) -> int:
+        """Append an ACK frame (RFC 9000 19.3); returns its size."""
+        assert space.largest_received_time is not None
+        delay = int((now - space.largest_received_time) * 1e6) >> self._local_ack_delay_exponent
+        ranges = space.ack_queue
+        buf = Buffer(capacity=_ACK_CAPACITY)
+        buf.push_uint_var(_ACK)
+        written = push_ack_frame(buf, ranges, delay, _ACK_CAPACITY - 1)
+        packet.delivery_handlers.append(
+            (self._on_ack_delivery, (space, space.largest_received_packet))
+        )
+        space.ack_at = None
+        frame = buf.data
+        if written > 1 and packet.packet_number % 8 == 0:
+            # Something that the peer must acknowledge, so that old ranges can be forgotten.
+            frame += _PING
+            packet.is_ack_eliciting = packet.in_flight = True
+        payload.append(frame)
+        return len(frame)
+
+    def _add_data(self, payload: list[bytes], packet: QuicSentPacket, room: int) -> bool:
+        """Append datagrams and stream frames; False if the long way must write the rest."""
+        before = len(payload)
+        for stream in list(self._limits_due):
+            if room < _LIMIT_CAPACITY:
+                break
+            frame = self._limit_frame(stream, packet)
+            if frame:
+                payload.append(frame)
+                room -= len(frame)
+        pending = self._datagrams_pending
+        while pending:
+            data = pending[0]
+            frame = _DATAGRAM + encode_uint_var(len(data)) + data
+            if len(frame) > room:
+                break
+            room -= len(frame)
+            payload.append(frame)
+            pending.popleft()
+        queue = self._streams_queue
+        handlers = packet.delivery_handlers
+        again: list[Stream] = []
+        complete = True
+        seen = 0
+        for stream in queue:
+            if room < _LEAST_ROOM:
+                break
+            seen += 1
+            sender = stream.sender
+            if sender.reset_pending or stream.receiver.stop_pending:
+                seen -= 1
+                complete = False
+                break
+            if stream.is_finished:
+                self._forget(stream)
+                continue
+            if sender.buffer_is_empty:
+                # Nothing is left, or nothing more may be sent since it was reset.
+                stream.parked = True
+                continue
+            if stream.is_blocked:
+                again.append(stream)
+                continue
+            stream_id = stream.stream_id
+            assert stream_id is not None
+            used = sender.highest_offset
+            offset = sender.next_offset
+            overhead = 3 + size_uint_var(stream_id) + (size_uint_var(offset) if offset else 0)
+            taken = sender.take(
+                room - overhead,
+                min(
+                    used + self._remote_max_data - self._remote_max_data_used,
+                    stream.max_stream_data_remote,
+                ),
+            )
+            if taken is not None:
+                data, fin = taken
+                end = offset + len(data)
+                kind = _STREAM | (_OFFSET if offset else 0) | (_FIN if fin else 0)
+                payload.append(
+                    b"%c%b%b%b"
+                    % (
+                        kind,
+                        encode_uint_var(stream_id),
+                        encode_uint_var(offset) if offset else b"",
+                        (len(data) | 0x4000).to_bytes(2, "big"),
+                    )
+                )
+                payload.append(data)
+                room -= overhead + len(data)
+                self._remote_max_data_used += sender.highest_offset - used
+                handlers.append((sender.on_data_delivery, (offset, end, fin)))
+            if sender.buffer_is_empty:
+                stream.parked = True
+            else:
+                again.append(stream)
+        # Who was served stands behind those who were not.
+        self._streams_queue = queue[seen:] + again
+        if len(payload) > before:
+            packet.is_ack_eliciting = packet.in_flight = True
+        return complete
+
+    def _limit_frame(self, stream: Stream, packet: QuicSentPacket) -> bytes:
+        """Return MAX_STREAM_DATA, or nothing if it is of no use any more (RFC 9000 19.10)."""
+        del self._limits_due[stream]
+        limit = stream.max_stream_data_local
+        if stream.receiver.is_finished or limit == stream.max_stream_data_local_sent:
+            return b""
+        assert stream.stream_id is not None
+        stream.max_stream_data_local_sent = limit
+        packet.delivery_handlers.append((self._on_max_stream_data_delivery, (stream,)))
+        return b"%c%b%b" % (_LIMIT, encode_uint_var(stream.stream_id), encode_uint_var(limit))
+
+    def _forget(self, stream: Stream) -> None:
+        stream_id = stream.stream_id
+        assert stream_id is not None
+        self._streams.pop(stream_id, None)
+        if stream_is_client_initiated(stream_id) != self._is_client:
+            # RFC 9000 4.6: the peer may open another one.
+            self._stream_limit(stream_id).value += 1
