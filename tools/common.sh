@@ -1,5 +1,5 @@
-# Shared by the commands in this folder, which source it: the project's own virtual environment.
-# Sets ROOT and VENV.
+# Shared by the commands in this folder, which source it: the project's own virtual environment,
+# and those of the peers that it is tested and measured with. Sets ROOT and VENV.
 
 ROOT=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
 VENV=$ROOT/.venv
@@ -56,5 +56,55 @@ ensure_venv() {
         "$VENV/bin/python" -m pip install -qq --disable-pip-version-check \
             --editable "$ROOT${extra:+[$extra]}" || exit
         printf '%s\n' "$want" >"$stamp"
+    )
+}
+
+# ensure_peer pywebtransport: make .peers/pywebtransport hold it, for the bench and the interop
+# tests. It needs Python 3.12 or later; PYWEBTRANSPORT_PYTHON names one. GWT_PYWEBTRANSPORT names
+# the interpreter of an environment that has it already. Without one, says so in a line and fails.
+ensure_peer() {
+    local name=$1 folder=$ROOT/.peers/$1 release python candidate
+    case $name in
+        pywebtransport) release=0.21.1 ;;
+        *) say "There is no peer $name."; return 1 ;;
+    esac
+    if [ -n "${GWT_PYWEBTRANSPORT:-}" ]; then
+        [ -x "$GWT_PYWEBTRANSPORT" ] && return
+        say "GWT_PYWEBTRANSPORT names no interpreter; going on without $name."
+        return 1
+    fi
+    (
+        mkdir -p "$ROOT/.peers" || exit
+        if command -v flock >/dev/null; then
+            exec 9>"$ROOT/.peers/lock" && flock 9
+        fi
+        # An environment holds the paths it was made with, so one that was moved is made anew.
+        if [ "$(cat "$folder/.made-for" 2>/dev/null)" = "$folder $release" ] &&
+            "$folder/bin/python" -c '' 2>/dev/null; then
+            exit 0
+        fi
+        for candidate in ${PYWEBTRANSPORT_PYTHON:+"$PYWEBTRANSPORT_PYTHON"} python3.12 \
+            python3.13 python3 "$HOME"/.pyenv/versions/3.1[2-9].*/bin/python; do
+            if "$candidate" -c 'import sys; sys.exit(sys.version_info < (3, 12))' 2>/dev/null; then
+                python=$candidate
+                break
+            fi
+        done
+        if [ -z "${python:-}" ]; then
+            say "Going on without $name: it needs Python 3.12, and PYWEBTRANSPORT_PYTHON names none."
+            exit 1
+        fi
+        say "Installing $name $release into $folder ..."
+        # The pip of the environment itself is not there where Debian splits ensurepip off.
+        rm -rf "$folder" && {
+            "$python" -m venv "$folder" >/dev/null 2>&1 || {
+                rm -rf "$folder" && "$python" -m venv --without-pip "$folder"
+            }
+        } && "$python" -m pip --python "$folder/bin/python" install -qq \
+            --disable-pip-version-check "$name==$release" >"$ROOT/.peers/log" 2>&1 &&
+            printf '%s\n' "$folder $release" >"$folder/.made-for" && exit
+        rm -rf "$folder"
+        say "Going on without $name: it could not be installed; $ROOT/.peers/log says why."
+        exit 1
     )
 }
