@@ -26,13 +26,15 @@ class Timer:
     One deadline at a time; arm() replaces it. Belongs to the hub of the thread that makes it.
     """
 
-    __slots__ = ("_callback", "_clock", "_closed", "_loop", "_watcher", "deadline")
+    __slots__ = ("_callback", "_clock", "_closed", "_fires_at", "_loop", "_watcher", "deadline")
 
     def __init__(self, callback: Callable[[], object], *, clock: Callable[[], float] = now) -> None:
         self._callback = callback
         self._clock = clock
         self._loop: Any = get_hub().loop
         self._watcher: Any = None
+        # When the watcher, if there is one, will fire.
+        self._fires_at = 0.0
         self._closed = False
 
         # When the callback is due, on the clock; None while nothing is due.
@@ -46,10 +48,14 @@ class Timer:
         """Set the deadline to `at`; None cancels. A moment that has passed fires next turn."""
         if at == self.deadline or self._closed:
             return
-        self._stop()
         self.deadline = at
-        if at is not None:
-            self._start(at - self._clock())
+        if at is None:
+            self._stop()
+        elif self._watcher is None or at < self._fires_at:
+            self._stop()
+            self._start(at)
+        # Else it fires too early, and then waits for the rest: deadlines of connections move
+        # back with every packet, and mostly never come.
 
     def cancel(self) -> None:
         """Forget the deadline."""
@@ -60,7 +66,9 @@ class Timer:
         self.cancel()
         self._closed = True
 
-    def _start(self, delay: float) -> None:
+    def _start(self, at: float) -> None:
+        self._fires_at = at
+        delay = at - self._clock()
         # A watcher's delay is fixed when it is made, and a new one is as cheap as a restart.
         # update: the loop's idea of now is as old as its turn, which would shorten the delay.
         if delay > 0:
@@ -82,9 +90,8 @@ class Timer:
         self._loop.run_callback(watcher.close)
 
         assert self.deadline is not None
-        early = self.deadline - self._clock()
-        if early > 0:
-            self._start(early)
+        if self.deadline > self._clock():
+            self._start(self.deadline)
             return
         self.deadline = None
         self._callback()

@@ -32,6 +32,7 @@ from aioquic.quic.recovery import MAX_ACK_RANGES, QuicPacketSpace
 from aioquic.quic.stream import StreamFinishedError
 from aioquic.tls import Epoch
 
+from .quiccrypto import open_packet
 from .quicstream import Stream
 from .seam import CONNECTION_ID_LENGTH
 
@@ -103,8 +104,8 @@ class Receiving(QuicConnection):
         space = self._short_space
         assert space is not None
         try:
-            header, payload, number = self._short_keys.decrypt_packet(
-                data, _HEADER, space.expected_packet_number
+            first, payload, number = open_packet(
+                self._short_keys, data, _HEADER, space.expected_packet_number
             )
         except CryptoError:
             self.packets_undecryptable += 1
@@ -113,7 +114,7 @@ class Receiving(QuicConnection):
         if number in received:
             self.packets_duplicate += 1
             return
-        if header[0] & _RESERVED:
+        if first & _RESERVED:
             self.close(
                 error_code=QuicErrorCode.PROTOCOL_VIOLATION,
                 frame_type=QuicFrameType.PADDING,

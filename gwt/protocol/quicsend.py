@@ -22,6 +22,7 @@ from aioquic.quic.packet_builder import QuicSentPacket
 from aioquic.quic.recovery import QuicPacketSpace
 from aioquic.tls import Epoch
 
+from .quiccrypto import seal_packet
 from .quicreceive import Receiving
 from .quicstream import Stream
 from .seam import CONNECTION_WINDOW
@@ -60,6 +61,25 @@ class Sending(Receiving):
         if not done:
             datagrams += super().datagrams_to_send(now)
         return datagrams
+
+    def get_timer(self) -> float | None:
+        space, loss = self._short_space, self._loss
+        if space is None or self._state is not QuicConnectionState.CONNECTED:
+            return super().get_timer()
+        if not self._network_paths[0].is_validated:
+            return super().get_timer()
+        # The other spaces are gone since the handshake is confirmed.
+        timer = self._close_at
+        loss_at = space.loss_time
+        if loss_at is None and space.ack_eliciting_in_flight:
+            loss_at = loss._time_of_last_sent_ack_eliciting_packet + (
+                loss.get_probe_timeout() * 2**loss._pto_count
+            )
+        self._loss_at = loss_at
+        for other in (space.ack_at, loss_at, self._pacing_at):
+            if other is not None and (timer is None or other < timer):
+                timer = other
+        return timer
 
     def _something_else_to_send(self) -> Any:
         for own in self._host_cids:
@@ -133,8 +153,7 @@ class Sending(Receiving):
             if not payload:
                 break
             first = _FIRST_BYTE | (self._spin_bit << 5) | (crypto.key_phase << 2)
-            header = b"%c%b%b" % (first, cid, (number & 0xFFFF).to_bytes(_PACKET_NUMBER, "big"))
-            data = crypto.encrypt_packet(header, b"".join(payload), number)
+            data = seal_packet(crypto, first, cid, number, b"".join(payload))
             packet.sent_bytes = len(data)
             self._packet_number = number + 1
             loss.on_packet_sent(packet=packet, space=space)

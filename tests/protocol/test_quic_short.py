@@ -13,17 +13,19 @@ import inspect
 from contextlib import suppress
 
 import pytest
+from aioquic._crypto import AEAD, CryptoError, HeaderProtection
 from aioquic.quic import packet_builder
 from aioquic.quic.configuration import QuicConfiguration
 from aioquic.quic.connection import QuicConnection, QuicNetworkPath
 from aioquic.quic.crypto import CryptoContext, CryptoPair
 from aioquic.quic.recovery import QuicPacketRecovery, QuicPacketSpace
 from aioquic.quic.stream import QuicStream, QuicStreamReceiver, QuicStreamSender
-from aioquic.tls import Epoch
+from aioquic.tls import CipherSuite, Epoch
 
 from gwt import certificates
 from gwt.config import ClientConfig, ServerConfig
 from gwt.protocol import events
+from gwt.protocol.quiccrypto import open_packet, seal_packet
 from gwt.protocol.quicreceive import Receiving, StreamData
 from gwt.protocol.quicsend import Sending
 from tests.helpers import pair as pairs
@@ -38,11 +40,22 @@ DONE_AGAIN = {
     QuicConnection._payload_received: "612b67759a96c701",
     QuicConnection._handle_stream_frame: "8c79348a854e307d",
     QuicConnection.datagrams_to_send: "f4eb22c8add260fe",
+    QuicConnection.get_timer: "07184a05f894e968",
+    QuicPacketRecovery.get_loss_detection_time: "de155cb9bef95f8e",
     QuicConnection._write_application: "c37bf64378f72b2f",
     QuicConnection._write_stream_frame: "9bc0be962394a322",
     QuicConnection._write_ack_frame: "dc0bde63adda7ae4",
     QuicConnection._write_connection_limits: "02c42c5455ae1a31",
     QuicConnection._flush_builder: "ac4bd66d7c3892df",
+    AEAD.encrypt: "dcd48e4cec215a20",
+    AEAD.decrypt: "3cb5f698b2ee2dc4",
+    AEAD._nonce: "cdb45a754af0032d",
+    HeaderProtection.apply: "dfbedf5f0cb7f981",
+    HeaderProtection.remove: "86c5aacd3c9c1024",
+    CryptoContext.encrypt_packet: "fe4c0f9b61d15b01",
+    CryptoContext.decrypt_packet: "fe94c52f762d3f3d",
+    CryptoPair.encrypt_packet: "f244294823e49235",
+    CryptoPair.decrypt_packet: "2d2c3a3bf1295a27",
     QuicStreamReceiver.handle_frame: "c54bce9f11e6f2de",
     QuicStreamSender.get_frame: "c9d68a424b94b52b",
 }
@@ -80,6 +93,7 @@ def test_what_the_short_ways_touch_is_there():
         "_local_max_data",
         "_local_max_streams_bidi",
         "_local_max_streams_uni",
+        "_loss_at",
         "_packet_number",
         "_pacing_at",
         "_ping_pending",
@@ -94,6 +108,8 @@ def test_what_the_short_ways_touch_is_there():
         "_streams_blocked_pending",
     ):
         assert hasattr(connection, name), name
+    for name in ("_pto_count", "_time_of_last_sent_ack_eliciting_packet"):
+        assert hasattr(connection._loss, name), name
     for name in ("_idle_timeout", "_on_ack_delivery"):
         assert callable(getattr(connection, name)), name
     assert connection._host_cids[0].was_sent is True
@@ -142,6 +158,10 @@ def test_what_is_remembered_of_packets_and_streams_is_there():
     assert (sender._pending_eof, sender.next_offset, sender.buffer_is_empty) == (False, 0, True)
     assert packet_builder.PACKET_NUMBER_SEND_SIZE == 2
     assert CryptoPair().aead_tag_size == 16
+    assert CryptoPair()._update_key_requested is False
+    aead = AEAD(b"aes-128-gcm", bytes(16), bytes(12))
+    assert (aead._iv, callable(aead._aead.encrypt)) == (0, True)
+    assert len(HeaderProtection(b"aes-128-ecb", bytes(16))._mask(bytes(16))) == 16
     for owner, name in (
         (QuicPacketRecovery, "on_packet_sent"),
         (CryptoPair, "encrypt_packet"),
@@ -277,6 +297,30 @@ def test_keys_are_renewed_on_the_short_ways():
         1,
         1,
     ]
+
+
+@pytest.mark.parametrize(
+    "suite",
+    [
+        CipherSuite.AES_128_GCM_SHA256,
+        CipherSuite.AES_256_GCM_SHA384,
+        CipherSuite.CHACHA20_POLY1305_SHA256,
+    ],
+)
+@pytest.mark.parametrize("number", [0, 1, 255, 65535, 65536, 5_000_000])
+def test_packets_are_protected_as_aioquic_does(suite, number):
+    ours, theirs = CryptoPair(), CryptoPair()
+    for context in (ours.send, ours.recv, theirs.send, theirs.recv):
+        context.setup(cipher_suite=suite, secret=bytes(range(32)), version=1)
+    cid, payload = b"12345678", b"\x01payload"
+    header = b"\x41" + cid + (number & 0xFFFF).to_bytes(2, "big")
+    packet = seal_packet(ours, 0x41, cid, number, payload)
+    assert packet == theirs.encrypt_packet(header, payload, number)
+    assert open_packet(ours, packet, 9, number) == (0x41, payload, number)
+    assert theirs.decrypt_packet(packet, 9, number) == (header, payload, number)
+    for broken in (packet[:24], packet[:-1], packet[:-1] + bytes((packet[-1] ^ 1,))):
+        with pytest.raises(CryptoError):
+            open_packet(ours, broken, 9, number)
 
 
 # Parked streams
