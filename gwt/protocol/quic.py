@@ -328,6 +328,17 @@ class Quic:
         if stream is not None:
             stream.sender.reset(code)
 
+    @property
+    def partial_resets(self) -> bool:
+        """Whether the peer takes resets that deliver the beginning of a stream."""
+        return self._quic.partial_resets
+
+    def keep(self, stream_id: int, size: int) -> None:
+        """Let a reset deliver the first bytes all the same, where the peer takes such resets."""
+        stream = self._quic._streams.get(stream_id)
+        if stream is not None and self._quic.partial_resets:
+            stream.sender.keep = size
+
     def stop(self, stream_id: int, code: int) -> None:
         """Ask the peer to stop sending; idempotent, and nothing once all has arrived."""
         stream = self._quic._streams.get(stream_id)

@@ -10,6 +10,7 @@ from typing import Any
 
 from aioquic.buffer import Buffer  # type: ignore[attr-defined]
 from aioquic.quic.connection import MAX_STREAM_DATA_FRAME_CAPACITY, QuicReceiveContext
+from aioquic.quic.events import QuicEvent
 from aioquic.quic.packet import QuicFrameType
 from aioquic.quic.packet_builder import QuicDeliveryState, QuicPacketBuilder
 from aioquic.quic.recovery import QuicPacketSpace
@@ -17,6 +18,7 @@ from aioquic.quic.stream import QuicStream
 from aioquic.tls import Epoch
 from cryptography.hazmat.primitives.serialization import Encoding
 
+from .quicreset import PartialResets
 from .quicsend import Sending
 from .quicstream import Stream
 from .seam import CONNECTION_WINDOW, MOMENT, SILENT, QuicOptions, SendBudget
@@ -53,7 +55,7 @@ class _Streams(dict[int, Stream]):
         return list(self._due)
 
 
-class Connection(Sending):
+class Connection(PartialResets, Sending):
     """QuicConnection with credit by consumption and an account of what is buffered."""
 
     _streams: _Streams  # type: ignore[assignment]
@@ -98,6 +100,9 @@ class Connection(Sending):
         if stream is not None and stream.parked:
             stream.parked = False
             self._streams_queue.append(stream)
+
+    def tell(self, event: QuicEvent) -> None:
+        self._events.append(event)
 
     def park(self) -> None:
         """Take streams out of the queue that have nothing to send; call after sending."""

@@ -10,7 +10,7 @@ rule: `receive_datagram` and `_handle_stream_frame` here do what those do, in th
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from aioquic._crypto import CryptoError
 from aioquic.buffer import Buffer, BufferReadError  # type: ignore[attr-defined]
@@ -33,8 +33,10 @@ from aioquic.quic.stream import StreamFinishedError
 from aioquic.tls import Epoch
 
 from .quiccrypto import open_packet
-from .quicstream import Stream
 from .seam import CONNECTION_ID_LENGTH
+
+if TYPE_CHECKING:
+    from .quicstream import Stream
 
 __all__ = ["Receiving", "StreamData"]
 

@@ -9,8 +9,11 @@ from __future__ import annotations
 
 from typing import Protocol
 
+from aioquic.quic.events import QuicEvent
 from aioquic.quic.packet_builder import QuicDeliveryState
-from aioquic.quic.stream import QuicStream, QuicStreamReceiver, QuicStreamSender
+from aioquic.quic.stream import QuicStream
+
+from .quicreset import PartialReceiver, PartialSender
 
 __all__ = ["Owner", "Receiver", "Sender", "Stream"]
 
@@ -28,8 +31,11 @@ class Owner(Protocol):
     def wake(self, stream_id: int | None) -> None:
         """Note that a stream has something to send, or is finished."""
 
+    def tell(self, event: QuicEvent) -> None:
+        """Add to what drain() reports."""
 
-class Sender(QuicStreamSender):
+
+class Sender(PartialSender):
     """A stream's sending half that accounts for its buffer."""
 
     def __init__(self, owner: Owner, stream_id: int | None, writable: bool) -> None:
@@ -61,12 +67,9 @@ class Sender(QuicStreamSender):
         self.owner.wake(self._stream_id)
 
     def reset(self, error_code: int) -> None:
-        if self._reset_error_code is None and not self.is_finished:
-            # aioquic keeps what will never be sent until the reset is acknowledged.
-            self.owner.account(self._buffer_start - self._buffer_stop)
-            self._buffer.clear()
-            self._buffer_start = self._buffer_stop
+        before = self.buffered
         super().reset(error_code)
+        self.owner.account(self.buffered - before)
         self.owner.progress.add(self._stream_id)
         self.owner.wake(self._stream_id)
 
@@ -111,18 +114,11 @@ class Sender(QuicStreamSender):
         return self._buffer_start
 
     @property
-    def reset_code(self) -> int | None:
-        """The code of a reset, ours or the answer to STOP_SENDING."""
-        return self._reset_error_code
-
-    @property
     def takes_data(self) -> bool:
-        return not (self.is_finished or self._reset_error_code is not None) and (
-            self._buffer_fin is None
-        )
+        return not (self.is_finished or self.reset_code is not None) and self._buffer_fin is None
 
 
-class Receiver(QuicStreamReceiver):
+class Receiver(PartialReceiver):
     """A stream's receiving half that wakes its stream when a STOP_SENDING was lost."""
 
     owner: Owner

@@ -194,6 +194,7 @@ class WebTransport(Incoming):
         if session.flow is not None:
             session.flow.streams_opened[unidirectional] += 1
         self.quic.write(stream_id, prefix)
+        self.quic.keep(stream_id, len(prefix))
         if not unidirectional:
             self.accept_stream(stream_id)
         return stream_id
@@ -285,7 +286,8 @@ class WebTransport(Incoming):
             self._reset(stream, codes.wire_code(code))
 
     def _reset(self, stream: Stream, code: int) -> None:
-        if stream.own and self.quic.acked(stream.id) < stream.prefix:
+        unknown = stream.own and self.quic.acked(stream.id) < stream.prefix
+        if unknown and not self.quic.partial_resets:
             # A reset discards what is in flight, and a peer that never saw the prefix never
             # learns that the stream existed: the reset follows when the prefix has arrived.
             stream.pending_reset = code

@@ -18,13 +18,23 @@ import pytest
 from aioquic.h3.connection import H3Connection, H3Stream
 from aioquic.quic import packet_builder
 from aioquic.quic.configuration import QuicConfiguration
-from aioquic.quic.connection import Limit, QuicConnection, QuicConnectionState
+from aioquic.quic.connection import EPOCHS, Limit, QuicConnection, QuicConnectionState
+from aioquic.quic.packet import PARAMS
 from aioquic.quic.rangeset import RangeSet
 from aioquic.quic.recovery import QuicPacketRecovery
 from aioquic.quic.stream import QuicStream, QuicStreamReceiver, QuicStreamSender
 from aioquic.tls import Group
 
-from gwt.protocol import quic, quicconnection, quiccrypto, quicreceive, quicsend, quicstream, seam
+from gwt.protocol import (
+    quic,
+    quicconnection,
+    quiccrypto,
+    quicreceive,
+    quicreset,
+    quicsend,
+    quicstream,
+    seam,
+)
 from gwt.protocol.pacing import Pacer
 from gwt.protocol.quic import Quic
 from gwt.protocol.seam import SILENT, SendBudget
@@ -47,6 +57,7 @@ def test_aioquic_is_of_the_minor_version_that_was_read():
 
 
 CONNECTION = {
+    "_QuicConnection__frame_handlers": dict,
     "_close_event": type(None),
     "_datagrams_pending": deque,
     "_events": deque,
@@ -60,6 +71,8 @@ CONNECTION = {
     "_network_paths": list,
     "_remote_max_datagram_frame_size": type(None),
     "_spaces": dict,
+    "_remote_max_data": int,
+    "_remote_max_data_used": int,
     "_remote_max_idle_timeout": (type(None), float, int),
     "_remote_max_streams_bidi": int,
     "_remote_max_streams_uni": int,
@@ -97,6 +110,12 @@ def test_connection_has_its_peers_id_and_its_logger():
         ("_on_max_stream_data_delivery", ["self", "delivery", "stream"]),
         ("_stream_is_discarded", ["self", "stream_id"]),
         ("_stream_limit", ["self", "stream_id"]),
+        ("_assert_stream_can_receive", ["self", "frame_type", "stream_id"]),
+        ("_handle_reset_stream_frame", ["self", "context", "frame_type", "buf"]),
+        ("_parse_transport_parameters", ["self", "data", "from_session_ticket"]),
+        ("_serialize_transport_parameters", ["self"]),
+        ("_write_reset_stream_frame", ["self", "builder", "stream"]),
+        ("_write_stream_frame", ["self", "builder", "space", "stream", "max_offset"]),
         ("_write_connection_limits", ["self", "builder", "space"]),
         ("_write_stream_limits", ["self", "builder", "space", "stream"]),
     ],
@@ -157,11 +176,13 @@ def test_recovery_has_the_attribute(name):
 
 
 SENDER = {
+    "_acked": RangeSet,
     "_buffer": bytearray,
     "_buffer_fin": type(None),
     "_buffer_start": int,
     "_buffer_stop": int,
     "_pending": RangeSet,
+    "_pending_eof": bool,
     "_reset_error_code": type(None),
     "_stream_id": int,
 }
@@ -187,6 +208,27 @@ def test_stream_sender_has_the_attribute(name):
 def test_stream_sender_has_the_method(name, parameters):
     method = getattr(QuicStreamSender, name)
     assert list(inspect.signature(method).parameters) == parameters
+
+
+@pytest.mark.parametrize(
+    "name, parameters",
+    [("handle_frame", ["self", "frame"]), ("handle_reset", ["self", "final_size", "error_code"])],
+)
+def test_stream_receiver_has_the_method(name, parameters):
+    method = getattr(QuicStreamReceiver, name)
+    assert list(inspect.signature(method).parameters) == parameters
+    receiver = QuicStreamReceiver(stream_id=0, readable=True)
+    assert receiver._buffer_start == receiver.highest_offset == 0, LOST.format(
+        "quicreset.py", "QuicStreamReceiver._buffer_start"
+    )
+    assert not hasattr(QuicStreamReceiver, "__slots__"), "its class could not be changed"
+
+
+def test_frame_handlers_are_named_by_type_and_epochs():
+    handlers = client_connection()._QuicConnection__frame_handlers
+    assert quicreset.RESET_STREAM_AT not in handlers, "aioquic has it now"
+    assert not set(quicreset.PARAMETERS) & set(PARAMS), "aioquic has it now"
+    assert handlers[0x04][1] == EPOCHS("01")
 
 
 def test_stream_has_both_halves_and_its_limits():

@@ -242,11 +242,13 @@ def test_code_that_is_no_application_code_arrives_as_none(is_client, wire):
 
 @BOTH
 @KINDS
-def test_reset_does_not_outrun_the_prefix_of_its_stream(is_client, unidirectional):
+@pytest.mark.parametrize("partial", [True, False])
+def test_reset_does_not_outrun_the_prefix_of_its_stream(is_client, unidirectional, partial):
     pair = Pair()
     session_id = pair.session()
     pair.run()
     one, other = ends(pair, is_client)
+    one.protocol.quic._quic.partial_resets = partial
     stream_id = one.protocol.open_stream(session_id, unidirectional)
     one.protocol.send_stream(stream_id, b"lost")
     one.protocol.reset_stream(stream_id, 5)
@@ -271,10 +273,12 @@ def test_reset_does_not_outrun_the_prefix_of_its_stream(is_client, unidirectiona
 
 
 @BOTH
-def test_stop_while_a_reset_waits_for_the_prefix(is_client):
+@pytest.mark.parametrize("partial", [True, False])
+def test_stop_while_a_reset_waits_for_the_prefix(is_client, partial):
     pair = Pair()
     session_id = pair.session()
     one, other = ends(pair, is_client)
+    one.protocol.quic._quic.partial_resets = partial
     other.react = lambda e: (
         other.protocol.stop_stream(e.stream_id, 8) if isinstance(e, events.StreamOpened) else None
     )
