@@ -300,9 +300,9 @@ class WebTransportConnection:
             case events.StreamFinished(stream_id):
                 if (stream := streams.get(stream_id)) is not None:
                     stream.feed_finished()
-            case events.StreamReset(stream_id, code):
+            case events.StreamReset(stream_id, code, reliable):
                 if (stream := streams.get(stream_id)) is not None:
-                    stream.feed_reset(code)
+                    stream.feed_reset(code, reliable)
             case events.StreamStopped(stream_id, code):
                 if (stream := streams.get(stream_id)) is not None:
                     stream.feed_stopped(code)

@@ -181,7 +181,7 @@ class WebTransportReceiveStream(StreamHalf):
         data = self._received.take(size)
         if data:
             self._consumed(len(data))
-        if self._ended_by_peer and not len(self._received):
+        if not len(self._received) and (self._ended_by_peer or self._read_error is not None):
             self._read_done()
         return data
 
@@ -226,14 +226,20 @@ class WebTransportReceiveStream(StreamHalf):
                 self._read_done()
         self._readable.notify()
 
-    def feed_reset(self, code: int | None) -> None:
+    def feed_reset(self, code: int | None, reliable: int = 0) -> None:
         if code is None and not self._protocol.accepted(self.stream_id):
             # Refused by ourselves, since what nobody accepted held too much.
             with suppress(ValueError):
                 self.session.incoming.remove(self)
         if not self._read_over and not self._ended_by_peer:
             self._reset_received = True
-            self._discard(StreamReset(code, True, stream_id=self.stream_id))
+            error = StreamReset(code, True, stream_id=self.stream_id)
+            if self.bytes_received - len(self._received) < reliable:
+                # The peer saw to it that these bytes arrive: the error comes behind them.
+                self._read_error = error
+                self._readable.notify()
+            else:
+                self._discard(error)
 
     def session_over(self, error: GwtError) -> None:
         # What arrived before the end can still be read; the error comes behind it.

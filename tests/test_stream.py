@@ -192,6 +192,50 @@ def test_a_reset_right_after_opening_reaches_the_peer(ends):
     assert info.value.code == 9
 
 
+@pytest.fixture
+def promised(ends):
+    """A stream that was reset behind bytes that the peer promised, all of which has arrived."""
+    client, server = ends
+    stream = client.create_unidirectional_stream()
+    quic, prefix = client.connection.protocol.quic, client.connection.protocol.streams[stream.id]
+    stream.write(b"promised, not more")
+    quic.keep(stream.id, prefix.prefix + 8)
+    stream.reset(9)
+    got = server.accept_stream(timeout=5)
+    eventually(lambda: got.state is gwt.StreamState.RESET_RECEIVED)
+    assert not got.is_closed
+    return got
+
+
+def test_what_a_reset_promises_is_read_before_it(promised):
+    assert promised.is_readable
+    assert promised.read(5, timeout=5) == b"promi"
+    with pytest.raises(gwt.StreamReset):
+        promised.read_all(timeout=5)
+    assert promised.readexactly(3, timeout=5) == b"sed"
+    assert promised.is_closed and not promised.is_readable
+    for _ in range(2):
+        with pytest.raises(gwt.StreamReset) as info:
+            promised.read(timeout=5)
+        assert info.value.code == 9 and info.value.remote
+
+
+@pytest.mark.parametrize("way", ["stop", "close", "abort"])
+def test_what_a_reset_promises_need_not_be_read(promised, way):
+    getattr(promised, way)()
+    assert promised.is_closed
+    with pytest.raises(gwt.StreamReset):
+        promised.read(timeout=5)
+
+
+def test_what_a_reset_promises_outlives_the_session(ends, promised):
+    ends[0].close()
+    eventually(lambda: ends[1].is_closed)
+    assert promised.read(timeout=5) == b"promised"
+    with pytest.raises(gwt.StreamReset):
+        promised.read(timeout=5)
+
+
 def test_read_all_never_returns_the_beginning_as_if_it_were_all(ends):
     # pywebtransport 0.6.1 returned truncated data on a reset without an error.
     ours, theirs = bidirectional(*ends)

@@ -146,10 +146,15 @@ class StreamDataReceived:
 
 @dataclass(frozen=True, slots=True)
 class StreamReset:
-    """The peer abandoned its sending side; `code` is None if it was no application code."""
+    """
+    The peer abandoned its sending side; `code` is None if it was no application code.
+
+    The first `reliable` bytes of the stream are to be read all the same.
+    """
 
     stream_id: int
     code: int | None
+    reliable: int = 0
 
 
 @dataclass(frozen=True, slots=True)

@@ -266,7 +266,8 @@ class Incoming(Sessions):
 
     def _missing(self, stream: Stream) -> int:
         """Return the bytes of a stream that was reset which were sent but never arrive."""
-        return max(0, self.quic.received(stream.id) - stream.prefix - stream.received)
+        body = self.quic.received(stream.id) - (0 if stream.own else stream.prefix)
+        return max(0, body - stream.received)
 
     def _stream_reset(self, stream: Stream, code: int) -> None:
         if stream.receive_done:
@@ -280,7 +281,8 @@ class Incoming(Sessions):
             # Its session will never hear of it.
             self._abandon(stream, codes.WT_SESSION_GONE)
             return
-        self._events.append(events.StreamReset(stream.id, codes.application_code(code)))
+        reliable = max(0, self.quic.reliable(stream.id) - (0 if stream.own else stream.prefix))
+        self._events.append(events.StreamReset(stream.id, codes.application_code(code), reliable))
         self._finish(stream)
 
     def quic_stream_stopped(self, stream_id: int, code: int) -> None:

@@ -31,6 +31,7 @@ from .datagrams import DatagramQueue
 from .pacing import Pacer
 from .quicconnection import Connection
 from .quicreceive import StreamData
+from .quicreset import PartialReceiver
 from .quicstream import Sender, Stream
 from .seam import MOMENT, SILENT, Address, QuicOptions, QuicSink, SendBudget
 
@@ -308,6 +309,12 @@ class Quic:
         """Return up to which offset a stream has arrived, or its final size if it was reset."""
         stream = self._quic._streams.get(stream_id)
         return 0 if stream is None else stream.receiver.highest_offset
+
+    def reliable(self, stream_id: int) -> int:
+        """Return how many bytes of a stream that was reset are to be read all the same."""
+        stream = self._quic._streams.get(stream_id)
+        receiver = None if stream is None else stream.receiver
+        return receiver.reliable if isinstance(receiver, PartialReceiver) else 0
 
     def gone(self, stream_id: int) -> bool:
         """Return whether a stream existed and is finished and forgotten."""
