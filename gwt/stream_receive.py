@@ -44,8 +44,9 @@ class WebTransportReceiveStream(StreamHalf):
         """
         Return what is there, at least one byte and up to `size`; ``b""`` at the stream's end.
 
-        Waits for the first byte. Raises StreamReset if the peer gave the stream up, SessionClosed
-        if the session ended before the stream did, TimeoutError, or ConcurrencyError.
+        Waits for the first byte. Raises StreamReset if the peer gave the stream up (behind bytes
+        that it promised, if any), SessionClosed if the session ended before the stream did,
+        TimeoutError, or ConcurrencyError.
         """
         if size < 0:
             return self.read_all(timeout=timeout)

@@ -187,13 +187,17 @@ class Incoming(Sessions):
             if problem is not None:
                 self.counters["streams_refused"] += 1
                 if stream.id in self.streams:
-                    self._use_up(stream, len(early))
+                    self._use_up(stream, stream.received)
                     self._abandon(stream, problem)
                 continue
             stream.unread = unread
             self._announce(stream)
-            if early or stream.receive_done:
-                self._receive(stream, early, stream.receive_done)
+            ended = stream.receive_done and stream.early_reset is None
+            if early or ended:
+                self._receive(stream, early, ended)
+            if stream.early_reset is not None and stream.id in self.streams:
+                self._use_up(stream, stream.received - len(early))
+                self._tell_reset(stream, stream.early_reset)
         for _ in range(len(self._early_datagrams)):
             session_id, data = self._early_datagrams.popleft()
             if session_id == session.id:
@@ -277,10 +281,15 @@ class Incoming(Sessions):
             self._use_up(stream, self._missing(stream))
         else:
             stream.received += self._missing(stream)
-        if stream.early is not None:
-            # Its session will never hear of it.
+        if stream.early is None:
+            self._tell_reset(stream, code)
+        elif self.quic.reliable(stream.id) >= stream.prefix:
+            # The peer wants its session to hear of it (webtrans-http3-16 4.4).
+            stream.early_reset = code
+        else:
             self._abandon(stream, codes.WT_SESSION_GONE)
-            return
+
+    def _tell_reset(self, stream: Stream, code: int) -> None:
         reliable = max(0, self.quic.reliable(stream.id) - (0 if stream.own else stream.prefix))
         self._events.append(events.StreamReset(stream.id, codes.application_code(code), reliable))
         self._finish(stream)

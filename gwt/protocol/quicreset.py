@@ -83,8 +83,6 @@ class PartialSender(QuicStreamSender):
         if self._kept_code is not None:
             # What is behind the kept bytes was dropped, with the end.
             stop, fin = min(stop, self.keep), False
-            if stop <= start:
-                return
         super().on_data_delivery(delivery, start, stop, fin)
         if self._kept_code is not None:
             self._check_finished()
@@ -141,8 +139,7 @@ class PartialReceiver(QuicStreamReceiver):
         if self._buffer_start < self.reliable:
             return event
         self.is_finished = True
-        if event.data:
-            self.owner.tell(event)
+        self.owner.tell(event)
         return StreamReset(error_code=self.code, stream_id=event.stream_id)
 
 

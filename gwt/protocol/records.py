@@ -89,6 +89,8 @@ class Stream:
     granted: int = 0
     # Body that came before the session; None once the session is open.
     early: bytearray | None = None
+    # The wire code of a reset that came before the session, too, and left the prefix intact.
+    early_reset: int | None = None
 
 
 def session_reserve(config: TransportConfig) -> int:

@@ -149,6 +149,9 @@ def test_random_resets_and_stops_under_loss_leave_nothing_behind(seed):
         server=ServerConfig(**PATIENT),
     )
     session_id = pair.session()
+    for end in pair.ends():
+        # Peers that know RESET_STREAM_AT, and peers that do not.
+        end.protocol.quic._quic.partial_resets = seed % 2 == 0
     streams = {}
     for end in pair.ends():
         end.react = lambda e, end=end: (

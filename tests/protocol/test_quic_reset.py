@@ -211,6 +211,54 @@ def test_reset_behind_an_end_on_its_way_keeps_the_final_size(offering, is_client
 
 
 @BOTH
+def test_bytes_that_a_reset_keeps_are_sent_again_without_the_end(offering, is_client):
+    peer = offering(is_client)
+    session_id = peer.session()
+    stream_id = peer.protocol.open_stream(session_id, True)
+    peer.protocol.send_stream(stream_id, BODY, end=True)
+    peer.protocol.quic.keep(stream_id, 13)
+    assert peer.protocol.datagrams_to_send(peer.now)
+    peer.protocol.reset_stream(stream_id, 5)
+    peer.run(2.0)
+    assert set(peer.quic.resets_at) == {(stream_id, CODE, 13, 13)}
+    assert peer.received[stream_id][3:] == BODY and stream_id not in peer.ended
+    assert settled(peer.protocol)
+
+
+@BOTH
+def test_no_more_is_kept_than_was_written(offering, is_client):
+    peer = offering(is_client)
+    session_id = peer.session()
+    streams = [peer.protocol.open_stream(session_id, True), peer.protocol.quic.open(True)]
+    for stream_id in streams:
+        peer.protocol.quic.keep(stream_id, 100)
+        peer.protocol.quic.reset(stream_id, CODE)
+    peer.run()
+    assert peer.quic.resets_at == [(streams[0], CODE, 3, 3)]
+    assert peer.resets == {streams[1]: CODE}
+    assert settled(peer.protocol)
+
+
+@BOTH
+def test_stream_that_the_peer_does_not_allow_yet_sends_nothing_of_its_reset(offering, is_client):
+    peer = offering(is_client)
+    peer.session()
+    connection = peer.protocol.quic._quic
+    real, connection._remote_max_streams_uni = connection._remote_max_streams_uni, 3
+    stream_id = peer.protocol.quic.open(True, wait=False)
+    peer.protocol.quic.write(stream_id, BODY)
+    peer.protocol.quic.keep(stream_id, 5)
+    peer.protocol.quic.reset(stream_id, CODE)
+    peer.run()
+    assert stream_id not in peer.received and peer.quic.resets_at == []
+    connection._remote_max_streams_uni = real
+    connection._unblock_streams(is_unidirectional=True)
+    peer.run()
+    assert peer.received[stream_id] == BODY[:5]
+    assert peer.quic.resets_at == [(stream_id, CODE, 5, 5)]
+
+
+@BOTH
 @KINDS
 def test_end_of_a_session_keeps_the_prefixes_of_its_streams(offering, is_client, unidirectional):
     peer = offering(is_client)
@@ -453,6 +501,80 @@ def test_session_s_account_counts_what_never_arrives(is_client):
         events.StreamReset(ours, 5, 4),
         events.StreamReset(theirs, 5, 1),
     ]
+
+
+@pytest.mark.parametrize("body", [b"", b"some"])
+@KINDS
+def test_stream_that_is_reset_before_its_session_is_told_of_with_it(unidirectional, body):
+    flow = {codes.SETTING_WT_INITIAL_MAX_DATA: 1 << 20}
+    peer = raw.server(settings={**raw.DRAFT16, **flow})
+    session_id = peer.bidi(b"", run=False)
+    stream_id = peer.quic.get_next_available_stream_id(is_unidirectional=unidirectional)
+    kind = b"\x40\x54" if unidirectional else b"\x40\x41"
+    peer.inject(data(stream_id, 0, kind + b"\x00" + body))
+    peer.inject(at(stream_id, CODE, 1003, 3))
+    assert not peer.end.of(events.StreamOpened) + peer.end.of(events.StreamReset)
+    request = raw.frame(raw.HEADERS, raw.header_block(raw.connect_headers()))
+    peer.send(session_id, request)
+    assert peer.protocol.accept_session(session_id)
+    peer.protocol.accept_stream(stream_id)
+    peer.protocol.consumed(stream_id, len(body))
+    peer.run()
+    told = [e for e in peer.end.events if getattr(e, "stream_id", None) == stream_id]
+    assert told[:-1] == [
+        events.StreamOpened(session_id, stream_id),
+        *([events.StreamDataReceived(stream_id, body, False)] if body else []),
+    ]
+    assert told[-1] == events.StreamReset(stream_id, 5, 0)
+    assert peer.protocol.sessions[session_id].flow.received == 1000
+    if unidirectional:
+        assert settled(peer.protocol)
+
+
+def test_what_never_arrives_of_a_stream_that_is_refused_counts_too():
+    flow = {codes.SETTING_WT_INITIAL_MAX_DATA: 1 << 20}
+    peer = raw.server(
+        settings={**raw.DRAFT16, **flow}, config=ServerConfig(max_incoming_streams=32)
+    )
+    peer.session()
+    peer.session()
+    session_id = peer.request()
+    prefix = b"\x40\x54" + encode_uint_var(session_id)
+    first = peer.quic.get_next_available_stream_id(is_unidirectional=True)
+    # One more than the session's share of a third.
+    for stream_id in range(first, first + 11 * 4, 4):
+        peer.inject(data(stream_id, 0, prefix + b"x") + at(stream_id, CODE, 1003, 3))
+    peer.protocol.accept_session(session_id)
+    peer.run()
+    assert peer.protocol.counters["streams_refused"] == 1
+    assert peer.protocol.sessions[session_id].flow.received == 11 * 1000
+
+
+@pytest.mark.parametrize("end", ["expire", "reject", "abort", "full"])
+@KINDS
+def test_stream_that_is_reset_before_a_session_that_never_comes_is_given_up(unidirectional, end):
+    config = ServerConfig(pending_timeout=2.0, max_pending_streams=1 if end == "full" else 9)
+    peer = raw.server(config=config)
+    session_id = peer.bidi(b"", run=False)
+    opener = peer.wt_uni if unidirectional else peer.wt_bidi
+    first, second = (opener(session_id, b"x", run=True) for _ in range(2))
+    peer.inject(at(first, CODE, 4, 3))
+    peer.inject(at(second, CODE, 4, 4))
+    if end != "expire":
+        peer.send(session_id, raw.frame(raw.HEADERS, raw.header_block(raw.connect_headers())))
+    if end == "reject":
+        peer.protocol.reject_session(session_id, 404)
+    elif end == "abort":
+        peer.protocol.abort_session(session_id)
+    elif end == "full":
+        peer.protocol.accept_session(session_id)
+        peer.run()
+        assert peer.end.of(events.StreamReset) == [events.StreamReset(first, 5, 0)]
+        peer.protocol.close_session(session_id)
+    peer.run(3.0)
+    assert not peer.protocol.streams and not peer.protocol._ignored.keys() - {session_id}
+    assert peer.protocol._early_streams == peer.protocol._unaccepted == 0
+    assert len(peer.end.of(events.StreamReset)) == (end == "full")
 
 
 # What is illegal (sections 3 to 5 of the draft)
