@@ -448,6 +448,10 @@ def test_what_is_promised_is_delivered_and_then_the_reset(receiving, name, toget
     assert receiving.connection._local_max_data.used == receiving.used + 13
     assert receiving.connection._stream_is_discarded(receiving.id)
     assert receiving.connection._local_max_streams_uni.value == receiving.slots + 1
+    # Nothing is known of it any more that a frame could contradict.
+    receiving.peer.inject(at(receiving.id, CODE + 1, 14, 13) + plain(receiving.id, CODE, 12))
+    assert receiving.peer.close_code is None
+    assert receiving.told == told
 
 
 def test_reset_that_promises_nothing_of_an_unknown_stream_is_a_plain_one(receiving):
