@@ -94,8 +94,10 @@ class Connection(PartialResets, Sending):
 
     # Streams that have nothing to send are parked: aioquic walks its queue for every packet.
 
-    def wake(self, stream_id: int | None) -> None:
-        """Put a stream into the queue, since it has something to send, or is finished."""
+    def wake(self, stream_id: int | None, *, ending: bool = False) -> None:
+        """Put a stream into the queue: it has something to send, an end of it, or is finished."""
+        if ending:
+            self._ends_due = True
         stream = self._streams.get(stream_id)  # type: ignore[arg-type]
         if stream is not None and stream.parked:
             stream.parked = False
@@ -107,14 +109,13 @@ class Connection(PartialResets, Sending):
     def park(self) -> None:
         """Take streams out of the queue that have nothing to send; call after sending."""
         busy: list[Stream] = []
+        self._ends_due = False
         for stream in self._streams_queue:
             sender = stream.sender
-            if (
-                sender.buffer_is_empty
-                and not sender.reset_pending
-                and not stream.receiver.stop_pending
-                and not stream.is_finished
-            ):
+            if sender.reset_pending or stream.receiver.stop_pending:
+                self._ends_due = True
+                busy.append(stream)
+            elif sender.buffer_is_empty and not stream.is_finished:
                 stream.parked = True
             else:
                 busy.append(stream)

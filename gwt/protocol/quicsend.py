@@ -53,14 +53,13 @@ class Sending(Receiving):
         super().__init__(**kwargs)
         # Streams whose limit is to be announced.
         self._limits_due: dict[Stream, None] = {}
+        # Whether a stream has a reset or a stop to send.
+        self._ends_due = False
 
     def datagrams_to_send(self, now: float) -> list[tuple[bytes, NetworkAddress]]:
         if self._short_keys is None or self._something_else_to_send():
             return super().datagrams_to_send(now)
-        datagrams, done = self._send_short(now)
-        if not done:
-            datagrams += super().datagrams_to_send(now)
-        return datagrams
+        return self._send_short(now)
 
     def get_timer(self) -> float | None:
         space, loss = self._short_space, self._loss
@@ -94,6 +93,7 @@ class Sending(Receiving):
         return (
             self._state is not QuicConnectionState.CONNECTED
             or self._close_pending
+            or self._ends_due
             or self._probe_pending
             or self._ping_pending
             or self._handshake_done_pending
@@ -110,8 +110,7 @@ class Sending(Receiving):
             or not self._crypto_streams[Epoch.ONE_RTT].sender.buffer_is_empty
         )
 
-    def _send_short(self, now: float) -> tuple[list[tuple[bytes, NetworkAddress]], bool]:
-        """Send what may be sent; False if something turned up that only the long way writes."""
+    def _send_short(self, now: float) -> list[tuple[bytes, NetworkAddress]]:
         space, crypto = self._short_space, self._short_keys
         assert space is not None and crypto is not None
         self._pacing_at = None
@@ -124,8 +123,7 @@ class Sending(Receiving):
         # How many bytes more may be in flight.
         window = loss.congestion_window - loss.bytes_in_flight
         datagrams: list[tuple[bytes, NetworkAddress]] = []
-        complete = True
-        while complete and (
+        while (
             self._streams_queue
             or self._datagrams_pending
             or self._limits_due
@@ -149,7 +147,7 @@ class Sending(Receiving):
             room = size
             if space.ack_at is not None and space.ack_at <= now:
                 room -= self._add_ack(payload, packet, space, now)
-            complete = self._add_data(payload, packet, min(room, window - overhead - size + room))
+            self._add_data(payload, packet, min(room, window - overhead - size + room))
             if not payload:
                 break
             first = _FIRST_BYTE | (self._spin_bit << 5) | (crypto.key_phase << 2)
@@ -166,7 +164,7 @@ class Sending(Receiving):
             path.bytes_sent += len(data)
             datagrams.append((data, path.addr))
             pacer.update_after_send(now=now)
-        return datagrams, complete
+        return datagrams
 
     def _add_ack(
         self, payload: list[bytes], packet: QuicSentPacket, space: QuicPacketSpace, now: float
@@ -190,8 +188,8 @@ class Sending(Receiving):
         payload.append(frame)
         return len(frame)
 
-    def _add_data(self, payload: list[bytes], packet: QuicSentPacket, room: int) -> bool:
-        """Append datagrams and stream frames; False if the long way must write the rest."""
+    def _add_data(self, payload: list[bytes], packet: QuicSentPacket, room: int) -> None:
+        """Append limits, datagrams and stream frames."""
         before = len(payload)
         for stream in list(self._limits_due):
             if room < _LIMIT_CAPACITY:
@@ -212,17 +210,12 @@ class Sending(Receiving):
         queue = self._streams_queue
         handlers = packet.delivery_handlers
         again: list[Stream] = []
-        complete = True
         seen = 0
         for stream in queue:
             if room < _LEAST_ROOM:
                 break
             seen += 1
             sender = stream.sender
-            if sender.reset_pending or stream.receiver.stop_pending:
-                seen -= 1
-                complete = False
-                break
             if stream.is_finished:
                 self._forget(stream)
                 continue
@@ -270,7 +263,6 @@ class Sending(Receiving):
         self._streams_queue = queue[seen:] + again
         if len(payload) > before:
             packet.is_ack_eliciting = packet.in_flight = True
-        return complete
 
     def _limit_frame(self, stream: Stream, packet: QuicSentPacket) -> bytes:
         """Return MAX_STREAM_DATA, or nothing if it is of no use any more (RFC 9000 19.10)."""

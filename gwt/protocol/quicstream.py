@@ -28,8 +28,8 @@ class Owner(Protocol):
     def account(self, change: int) -> None:
         """Count bytes that came into a buffer, or left it."""
 
-    def wake(self, stream_id: int | None) -> None:
-        """Note that a stream has something to send, or is finished."""
+    def wake(self, stream_id: int | None, *, ending: bool = False) -> None:
+        """Note that a stream has something to send, an end of it, or is finished."""
 
     def tell(self, event: QuicEvent) -> None:
         """Add to what drain() reports."""
@@ -64,14 +64,14 @@ class Sender(PartialSender):
     def on_reset_delivery(self, delivery: QuicDeliveryState) -> None:
         super().on_reset_delivery(delivery)
         self.owner.progress.add(self._stream_id)
-        self.owner.wake(self._stream_id)
+        self.owner.wake(self._stream_id, ending=self.reset_pending)
 
     def reset(self, error_code: int) -> None:
         before = self.buffered
         super().reset(error_code)
         self.owner.account(self.buffered - before)
         self.owner.progress.add(self._stream_id)
-        self.owner.wake(self._stream_id)
+        self.owner.wake(self._stream_id, ending=self.reset_pending)
 
     def take(self, room: int, max_offset: int) -> tuple[bytes, bool] | None:
         """
@@ -125,11 +125,11 @@ class Receiver(PartialReceiver):
 
     def on_stop_sending_delivery(self, delivery: QuicDeliveryState) -> None:
         super().on_stop_sending_delivery(delivery)
-        self.owner.wake(self._stream_id)
+        self.owner.wake(self._stream_id, ending=self.stop_pending)
 
     def stop(self, error_code: int = 0) -> None:
         super().stop(error_code)
-        self.owner.wake(self._stream_id)
+        self.owner.wake(self._stream_id, ending=self.stop_pending)
 
 
 class Stream(QuicStream):

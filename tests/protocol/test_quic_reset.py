@@ -319,7 +319,7 @@ def test_reset_waits_for_credit_for_the_bytes_that_it_keeps(offering, is_client,
     assert settled(peer.protocol)
     assert (
         connection._remote_max_data_used
-        == sum(s.sender.highest_offset for s in connection._streams.values()) + 3
+        == sum(s.sender.highest_offset for s in dict.values(connection._streams)) + 3
     )
 
 
@@ -667,7 +667,7 @@ def test_final_size_is_subject_to_the_limit_of_the_connection(receiving):
 
 
 def test_frame_is_of_application_packets_only(receiving):
-    _, epochs = receiving.connection._QuicConnection__frame_handlers[RESET_STREAM_AT]
+    _, epochs = receiving.connection._frame_table[RESET_STREAM_AT]
     assert epochs == {Epoch.ZERO_RTT, Epoch.ONE_RTT}
 
 
