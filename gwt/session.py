@@ -17,18 +17,11 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self
 
 from .config import TransportConfig
-from .errors import (
-    DatagramTooLarge,
-    GwtError,
-    HandshakeError,
-    SessionClosed,
-    SessionError,
-    SessionRejected,
-)
+from .errors import DatagramTooLarge, GwtError, SessionClosed, SessionError
 from .manager.stream import StreamManager
 from .net.waiting import Deadline, Signal
-from .protocol import codes, events
-from .protocol.requests import decode_headers
+from .protocol import events
+from .protocol.requests import decode_headers, refusal
 from .states import SessionState
 from .stream import WebTransportReceiveStream, WebTransportSendStream, WebTransportStream
 from .stream_common import CONFIGURED, check_code
@@ -157,6 +150,18 @@ class WebTransportSession:
             "streams": self.streams.get_stats(),
             "connection": self.connection.stats(),
         }
+
+    def export_keying_material(
+        self, label: str | bytes, length: int, context: bytes = b""
+    ) -> bytes:
+        """
+        Return `length` secret bytes that both ends of this session, and nobody else, can make.
+
+        They depend on `label` (1 to 255 bytes) and `context` (up to 255; webtrans-http3-16 4.8).
+        Never waits. Raises SessionError, or ValueError: no more than 255 hashes, 8160 or 12240.
+        """
+        self._check_open()
+        return self.connection.protocol.export(self.stream_id, label, length, context)
 
     def on_end(self, callback: Callable[[Any], None]) -> None:
         """Call ``callback(session)`` once it has ended, at once if it has; it must not wait."""
@@ -444,12 +449,7 @@ class WebTransportSession:
 
     def feed_refused(self, status: int | None, code: int | None, headers: events.Headers) -> None:
         """The server did not want the session."""
-        if status is not None:
-            self._end(SessionRejected(status, decode_headers(headers)))
-            return
-        why = ": it takes no more sessions" if code == codes.H3_REQUEST_REJECTED else ""
-        text = f"The server reset the request for a session with code {code or 0:#x}{why}."
-        self._end(HandshakeError(text, stage="webtransport"))
+        self._end(refusal(status, code, headers))
 
     def feed_draining(self) -> None:
         """The peer asks to bring the session to an end."""

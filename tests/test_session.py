@@ -168,6 +168,18 @@ def test_datagrams_that_nobody_receives_are_dropped_oldest_first_and_counted():
             server.receive_datagram(timeout=0.01)
 
 
+def test_both_ends_export_the_same_keying_material_while_the_session_is_open():
+    with pair() as (client, server):
+        material = client.export_keying_material("label", 64, b"context")
+        assert material == server.export_keying_material(b"label", 64, b"context")
+        assert material != client.export_keying_material("label", 64)
+        with pytest.raises(ValueError, match="Between 1 and"):
+            client.export_keying_material("label", 0)
+        client.close()
+        with pytest.raises(gwt.SessionClosed):
+            client.export_keying_material("label", 64)
+
+
 def test_drain_asks_the_peer_to_finish_and_opens_nothing_more():
     with pair() as (client, server):
         server.drain()

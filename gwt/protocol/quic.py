@@ -433,6 +433,13 @@ class Quic:
         certificate = None if tls is None else tls._peer_certificate
         return b"" if certificate is None else certificate.public_bytes(Encoding.DER)
 
+    def export(self, label: bytes, context: bytes, length: int) -> bytes:
+        """Return keying material (RFC 8446 7.5); raises ValueError for a length out of bounds."""
+        exporter = self._quic.exporter
+        if exporter is None:
+            raise ValueError("There is no keying material before the handshake.")
+        return exporter.export(label, context, length)
+
     def stats(self) -> dict[str, float]:
         """Return round-trip time, window and counters."""
         loss = self._quic._loss

@@ -15,12 +15,13 @@ from aioquic.quic.packet import QuicFrameType
 from aioquic.quic.packet_builder import QuicDeliveryState, QuicPacketBuilder
 from aioquic.quic.recovery import QuicPacketSpace
 from aioquic.quic.stream import QuicStream
-from aioquic.tls import Epoch
+from aioquic.tls import CipherSuite, Direction, Epoch
 from cryptography.hazmat.primitives.serialization import Encoding
 
 from .quicreset import PartialResets
 from .quicsend import Sending
 from .quicstream import Stream
+from .quictls import Exporter
 from .seam import CONNECTION_WINDOW, MOMENT, SILENT, QuicOptions, SendBudget
 
 __all__ = ["Connection"]
@@ -68,6 +69,7 @@ class Connection(PartialResets, Sending):
         self.settled = False
         self.frames_lost = 0
         self.progress: set[int | None] = set()
+        self.exporter: Exporter | None = None
         self._logger = SILENT
         for limit in (self._local_max_streams_bidi, self._local_max_streams_uni):
             limit.value = limit.sent = options.max_incoming_streams
@@ -140,6 +142,16 @@ class Connection(PartialResets, Sending):
         buf.seek(start)
         self.progress.add(buf.pull_uint_var())
         buf.seek(end)
+
+    def _update_traffic_key(
+        self, direction: Direction, epoch: Epoch, cipher_suite: CipherSuite, secret: bytes
+    ) -> None:
+        super()._update_traffic_key(direction, epoch, cipher_suite, secret)
+        if epoch is Epoch.ONE_RTT and self.exporter is None:
+            # On both sides the server's keys come first, made of the transcript up to its
+            # Finished: what the exporter is made of, too.
+            assert self.tls.key_schedule is not None
+            self.exporter = Exporter(self.tls.key_schedule)
 
     def acknowledge_now(self, now: float) -> None:
         """Let acknowledgements that wait for their timer share the next packet."""

@@ -10,6 +10,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Mapping, Sequence
 
+from ..errors import HandshakeError, SessionRejected
 from . import codes
 from .codes import Draft
 from .events import Headers, SessionRequested
@@ -23,6 +24,7 @@ __all__ = [
     "is_session_request",
     "parse_request",
     "parse_subprotocols",
+    "refusal",
 ]
 
 # RFC 9110 5.6.2: what a field name consists of; HTTP/3 wants it in lower case.
@@ -157,6 +159,15 @@ def chosen_subprotocol(headers: Headers, offered: Sequence[str]) -> str | None:
     """Return the subprotocol that a server chose, or None if it chose none that was offered."""
     chosen = parse_subprotocols(value for name, value in headers if name in codes.CHOICE_HEADERS)
     return chosen[0] if len(chosen) == 1 and chosen[0] in offered else None
+
+
+def refusal(status: int | None, code: int | None, headers: Headers) -> HandshakeError:
+    """Return the error for a request that was answered with a status, or reset with a code."""
+    if status is not None:
+        return SessionRejected(status, decode_headers(headers))
+    why = ": it takes no more sessions" if code == codes.H3_REQUEST_REJECTED else ""
+    text = f"The server reset the request for a session with code {code or 0:#x}{why}."
+    return HandshakeError(text, stage="webtransport")
 
 
 def encode_headers(headers: Mapping[str, str] | Iterable[tuple[str, str]]) -> Headers:

@@ -174,6 +174,24 @@ class WebTransport(Incoming):
         if session is not None and session.phase is SessionPhase.OPEN:
             self._send_capsule(session, capsules.DRAIN_SESSION)
 
+    def export(
+        self, session_id: int, label: str | bytes, length: int, context: bytes = b""
+    ) -> bytes:
+        """
+        Return keying material of a session (webtrans-http3-16 4.8).
+
+        Raises ValueError for a label, context or length that cannot be.
+        """
+        name = label.encode() if isinstance(label, str) else bytes(label)
+        if not 1 <= len(name) <= 255:
+            raise ValueError(f"A label has between 1 and 255 bytes, not {len(name)}.")
+        if len(context) > 255:
+            raise ValueError(f"A context has at most 255 bytes, not {len(context)}.")
+        # Every session has its own, and no application can name another protocol's.
+        scope = session_id.to_bytes(8) + bytes((len(name),)) + name
+        scope += bytes((len(context),)) + context
+        return self.quic.export(b"EXPORTER-WebTransport", scope, length)
+
     # Streams
 
     def open_stream(self, session_id: int, unidirectional: bool) -> int | None:

@@ -72,6 +72,8 @@ async def check(url):
             await stream.write(data=b"%d" % index, end_stream=True)
             assert await stream.read_all() == b"%d" % index
         print("streams 60")
+        material = await session.export_keying_material(label="label", context=b"more", length=48)
+        print("keys", material.hex())
         send = await session.create_unidirectional_stream()
         await send.write(data=b"one way", end_stream=True)
         async for back in session.incoming_unidirectional_streams():

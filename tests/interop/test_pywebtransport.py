@@ -36,8 +36,10 @@ def start(*arguments):
 
 def test_its_client_talks_to_our_server():
     ends = []
+    keys = []
 
     def handler(session):
+        keys.append(session.export_keying_material("label", 48, b"more").hex())
         try:
             echo(session)
         finally:
@@ -51,6 +53,7 @@ def test_its_client_talks_to_our_server():
     assert lines.splitlines() == [
         "bidirectional 1000000",
         "streams 60",
+        f"keys {keys[0]}",
         "unidirectional one way",
         "datagram",
         "closed",

@@ -116,6 +116,7 @@ def test_connection_has_its_peers_id_and_its_logger():
         ("_serialize_transport_parameters", ["self"]),
         ("_write_reset_stream_frame", ["self", "builder", "stream"]),
         ("_write_stream_frame", ["self", "builder", "space", "stream", "max_offset"]),
+        ("_update_traffic_key", ["self", "direction", "epoch", "cipher_suite", "secret"]),
         ("_write_connection_limits", ["self", "builder", "space"]),
         ("_write_stream_limits", ["self", "builder", "space", "stream"]),
     ],
