@@ -39,6 +39,7 @@ FLOORS = {
     "gwt.stream_common": 3,
     "gwt.stream_receive": 3,
     "gwt.stream_send": 3,
+    "gwt.tracing": 3,
     "gwt.request": 3,
     "gwt.websocket": 3,
     "gwt.certificates": 3,

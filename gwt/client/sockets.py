@@ -14,6 +14,7 @@ from typing import Any
 from gevent.hub import get_hub
 from gevent.lock import BoundedSemaphore
 
+from .. import tracing
 from ..budget import send_budget
 from ..config import ClientConfig
 from ..connection import ConnectionState, WebTransportConnection
@@ -56,7 +57,8 @@ class ClientSocket:
         config: ClientConfig,
     ) -> WebTransportConnection:
         """Start a connection; returns before anything has arrived. Does not wait."""
-        quic = Quic(options, budget=send_budget())
+        configuration = tracing.configuration(options)
+        quic = Quic(options, budget=send_budget(), configuration=configuration)
         connection = WebTransportConnection(
             self.endpoint,
             WebTransport(quic, config),

@@ -51,10 +51,9 @@ class _ExcessiveLoad(ProtocolError):
 class _Port:
     """What H3Connection calls of a QuicConnection, done by the seam."""
 
-    _quic_logger = None
-
     def __init__(self, quic: Quic) -> None:
         self._seam = quic
+        self._quic_logger = quic.trace
         self.configuration = SimpleNamespace(is_client=quic.is_client)
 
     @property

@@ -410,6 +410,11 @@ class Quic:
 
     # Life
 
+    @property
+    def trace(self) -> Any:
+        """Where aioquic logs what happens, HTTP/3 included; None if nobody wants to know."""
+        return self._quic._quic_logger
+
     def ping(self) -> None:
         """Send a PING, which the peer must acknowledge."""
         self._pings += 1

@@ -152,6 +152,10 @@ class Connection(PartialResets, Sending):
             # Finished: what the exporter is made of, too.
             assert self.tls.key_schedule is not None
             self.exporter = Exporter(self.tls.key_schedule)
+            log = self._configuration.secrets_log_file
+            if log is not None and self.tls.client_random is not None:
+                random, exported = self.tls.client_random.hex(), self.exporter.secret.hex()
+                log.write(f"EXPORTER_SECRET {random} {exported}\n")
 
     def acknowledge_now(self, now: float) -> None:
         """Let acknowledgements that wait for their timer share the next packet."""
@@ -199,6 +203,10 @@ class Connection(PartialResets, Sending):
             buf.push_uint_var(stream.stream_id or 0)
             buf.push_uint_var(limit)
             stream.max_stream_data_local_sent = limit
+            if self._quic_logger is not None and builder.quic_logger_frames is not None:
+                builder.quic_logger_frames.append(
+                    self._quic_logger.encode_max_stream_data_frame(limit, stream.stream_id or 0)
+                )
         self._limits_due.pop(stream, None)  # type: ignore[call-overload]
 
     def _write_connection_limits(self, builder: QuicPacketBuilder, space: QuicPacketSpace) -> None:

@@ -85,8 +85,12 @@ class QuicOptions:
             **own,
         )
 
-    def configuration(self) -> QuicConfiguration:
-        """Return these options as aioquic's configuration."""
+    def configuration(self, *, secrets: Any = None, qlog: Any = None) -> QuicConfiguration:
+        """
+        Return these options as aioquic's configuration.
+
+        `secrets` is written to as a text file, in NSS key log format; `qlog` is a Qlog.
+        """
         return QuicConfiguration(
             alpn_protocols=["h3"],
             cafile=self.cafile,
@@ -101,6 +105,8 @@ class QuicOptions:
             max_datagram_size=self.max_udp_payload,
             max_stream_data=self.initial_stream_window,
             private_key=self.private_key,
+            quic_logger=qlog,
+            secrets_log_file=secrets,
             server_name=self.server_name,
             verify_mode=ssl.CERT_REQUIRED if self.is_client and self.verify else ssl.CERT_NONE,
         )

@@ -11,6 +11,7 @@ import time
 from collections.abc import Callable
 from typing import Any
 
+from .. import tracing
 from ..budget import send_budget
 from ..certificates import Certificate
 from ..config import ServerConfig
@@ -52,7 +53,7 @@ class QuicListener:
             chain=tuple(certificate.chain),
             private_key=certificate.private_key,
         )
-        self._configuration = self._options.configuration()
+        self._configuration = tracing.configuration(self._options)
         self._budget = send_budget()
         self._clock = clock
 

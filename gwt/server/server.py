@@ -19,7 +19,7 @@ from gevent import Greenlet, monkey
 from gevent.hub import get_hub
 from gevent.pool import Group
 
-from .. import certificates
+from .. import certificates, tracing
 from ..config import ServerConfig
 from ..connection import WebTransportConnection
 from ..errors import GwtError, Reject, TooManySessions
@@ -204,6 +204,7 @@ class Server:
                 try:
                     self.app.stop()
                 finally:
+                    tracing.flush()
                     self._stopped.notify()
 
     def _wind_down(self, deadline: Deadline) -> None:

@@ -59,6 +59,7 @@ def test_aioquic_is_of_the_minor_version_that_was_read():
 CONNECTION = {
     "_QuicConnection__frame_handlers": dict,
     "_close_event": type(None),
+    "_configuration": QuicConfiguration,
     "_datagrams_pending": deque,
     "_events": deque,
     "_is_client": bool,
@@ -69,6 +70,7 @@ CONNECTION = {
     "_loss": QuicPacketRecovery,
     "_max_datagram_size": int,
     "_network_paths": list,
+    "_quic_logger": type(None),
     "_remote_max_datagram_frame_size": type(None),
     "_spaces": dict,
     "_remote_max_data": int,
