@@ -37,7 +37,7 @@ _MAX_EVENTS = 16384
 
 # Bytes of qlog written before other greenlets have a turn, and seconds for which events gather.
 _QLOG_A_TURN = 32 * 1024
-_QLOG_DELAY = 0.2
+_QLOG_DELAY = 0.05
 
 
 def configuration(options: QuicOptions) -> QuicConfiguration:
