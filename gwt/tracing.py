@@ -25,7 +25,7 @@ from .protocol.seam import QuicOptions
 if TYPE_CHECKING:
     from aioquic.quic.configuration import QuicConfiguration
 
-__all__ = ["configuration", "flush"]
+__all__ = ["configuration", "flush", "log_secrets"]
 
 logger = logging.getLogger("gwt")
 
@@ -46,6 +46,19 @@ def configuration(options: QuicOptions) -> QuicConfiguration:
     return options.configuration(
         secrets=_outlet(KeyLog), qlog=None if directory is None else directory.qlog
     )
+
+
+def log_secrets(context: Any) -> None:
+    """Let a context of TLS over TCP, an ssl.SSLContext, append to the same file, by OpenSSL."""
+    outlet = _outlet(KeyLog)
+    if outlet is None or outlet.failed:
+        return
+    try:
+        # Ours first: OpenSSL would wait for the reader of a pipe, and let everybody read a file.
+        _append(outlet.path, b"")
+        context.keylog_filename = outlet.path
+    except OSError as exc:
+        outlet.fail(exc)
 
 
 def flush() -> None:

@@ -13,9 +13,10 @@ from pathlib import Path
 import gevent
 import gevent.subprocess
 import pytest
+from gevent import socket, ssl
 
 import gwt
-from gwt import tracing
+from gwt import certificates, tracing
 from tests.helpers import eventually
 from tests.helpers.live import connect, echo, pair, serving, url
 from tests.helpers.pair import quic_options
@@ -94,6 +95,24 @@ def test_secrets_are_appended_to_what_is_there(environment, tmp_path):
     tracing.flush()
     lines = file.read_text().splitlines()
     assert lines[0] == "# a line of somebody else" and len(lines) == 21
+
+
+def test_tls_over_tcp_appends_to_the_same_file(environment, tmp_path):
+    cert, key = certificates.write(tmp_path, certificates.generate())
+    ours, theirs = tmp_path / "ours", tmp_path / "theirs"
+    environment.setenv("SSLKEYLOGFILE", str(ours))
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+    context.load_verify_locations(cert)
+    context.keylog_filename = str(theirs)
+    with serving(echo, certfile=cert, keyfile=key) as server:
+        connection = socket.create_connection(server.address, timeout=5)
+        with context.wrap_socket(connection, server_hostname="localhost") as secured:
+            secured.sendall(b"GET / HTTP/1.0\r\n\r\n")
+            assert secured.recv(100).startswith(b"HTTP/1.")
+    secrets = [line for line in theirs.read_text().splitlines() if not line.startswith("#")]
+    assert len(secrets) == 5
+    assert set(secrets) <= set(ours.read_text().splitlines())
+    assert stat.S_IMODE(ours.stat().st_mode) == 0o600
 
 
 def test_every_connection_has_a_complete_file_at_each_end(environment, tmp_path):

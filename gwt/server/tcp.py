@@ -14,6 +14,7 @@ from gevent import ssl
 from gevent.pool import Pool
 from gevent.pywsgi import WSGIServer
 
+from .. import tracing
 from ..config import ServerConfig
 from ..errors import CertificateError
 from .app import App
@@ -37,6 +38,7 @@ class HttpListener:
                 context.load_cert_chain(config.certfile, config.keyfile)
             except (OSError, ssl.SSLError) as exc:
                 raise CertificateError(f"The certificate cannot be used for TLS: {exc}.") from exc
+            tracing.log_secrets(context)
             options["ssl_context"] = context
         # A pool, or stopping would not know of the connections that are open. The access log is
         # the application's affair.
