@@ -40,11 +40,13 @@ _QLOG_A_TURN = 32 * 1024
 _QLOG_DELAY = 0.05
 
 
-def configuration(options: QuicOptions) -> QuicConfiguration:
+def configuration(options: QuicOptions, *, version: int | None = None) -> QuicConfiguration:
     """Return aioquic's configuration of `options`, with what the environment wants traced."""
     directory = _outlet(QlogDirectory)
     return options.configuration(
-        secrets=_outlet(KeyLog), qlog=None if directory is None else directory.qlog
+        version=version,
+        secrets=_outlet(KeyLog),
+        qlog=None if directory is None else directory.qlog,
     )
 
 

@@ -46,9 +46,9 @@ _DATAGRAM_OVERHEAD = 1 + 2 + 3 + 16
 KEY_UPDATE_PACKETS = 1 << 22
 
 
-# Key exchanges that a client offers. aioquic makes a key pair for every group it knows; P-384 and
-# X448, which no server insists on, cost a tenth of the handshake.
-_KEY_GROUPS = [Group.SECP256R1, Group.X25519]
+# The key exchange that a client offers: the one that every server must know (RFC 8446 9.1). aioquic
+# makes a key pair for every group that is offered, which is a tenth of a handshake.
+_KEY_GROUPS = [Group.SECP256R1]
 
 
 class _Connection(Connection):

@@ -85,13 +85,22 @@ class QuicOptions:
             **own,
         )
 
-    def configuration(self, *, secrets: Any = None, qlog: Any = None) -> QuicConfiguration:
+    def configuration(
+        self, *, version: int | None = None, secrets: Any = None, qlog: Any = None
+    ) -> QuicConfiguration:
         """
         Return these options as aioquic's configuration.
 
-        `secrets` is written to as a text file, in NSS key log format; `qlog` is a Qlog.
+        `secrets` is written to as a text file, in NSS key log format; `qlog` is a Qlog. aioquic
+        derives the first keys for every version that it is given, which is a twentieth of a
+        handshake: a client is of version 1, and a server may name its client's.
         """
+        if version is None and self.is_client:
+            version = VERSIONS[0]
+        versions = list(VERSIONS if version is None else (version,))
         return QuicConfiguration(
+            original_version=versions[0],
+            supported_versions=versions,
             alpn_protocols=["h3"],
             cafile=self.cafile,
             certificate=self.certificate,

@@ -23,7 +23,7 @@ from ..observe import Counters
 from ..protocol import codes, packets
 from ..protocol.events import SessionRequested
 from ..protocol.quic import Quic
-from ..protocol.seam import QuicOptions
+from ..protocol.seam import VERSIONS, QuicOptions
 from ..protocol.webtransport import WebTransport
 
 __all__ = ["QuicListener"]
@@ -53,7 +53,9 @@ class QuicListener:
             chain=tuple(certificate.chain),
             private_key=certificate.private_key,
         )
-        self._configuration = tracing.configuration(self._options)
+        self._configurations = {
+            version: tracing.configuration(self._options, version=version) for version in VERSIONS
+        }
         self._budget = send_budget()
         self._clock = clock
 
@@ -119,7 +121,7 @@ class QuicListener:
             quic = Quic(
                 self._options,
                 budget=self._budget,
-                configuration=self._configuration,
+                configuration=self._configurations[newcomer.version],
                 original_destination_connection_id=newcomer.destination,
             )
             connection = WebTransportConnection(

@@ -136,13 +136,12 @@ def test_tls_has_its_groups_and_the_peers_certificate():
     assert connection.tls._peer_certificate is None
 
 
-def test_a_client_offers_two_key_exchanges_and_takes_few_connection_ids():
+def test_a_client_offers_one_key_exchange_and_version_and_takes_few_connection_ids():
     pair = Pair()
     pair.run_until(lambda: pair.client.protocol.ready)
-    assert pair.client.protocol.quic._quic.tls._supported_groups == [
-        Group.SECP256R1,
-        Group.X25519,
-    ]
+    client = pair.client.protocol.quic._quic
+    assert client.tls._supported_groups == [Group.SECP256R1]
+    assert list(client._cryptos_initial) == [1]
     for end in pair.ends():
         pair.run(0.2)
         assert len(end.protocol.quic._quic._peer_cid_available) == 3
