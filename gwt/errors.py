@@ -89,8 +89,20 @@ def _code(code: int | None) -> str:
     return f"with code {code}" if code < 0x100000 else f"with code {code:#x}"
 
 
+def _restore(kind: type[GwtError], args: tuple[Any, ...], state: dict[str, Any]) -> GwtError:
+    error = kind.__new__(kind, *args)
+    error.args = args
+    error.__dict__.update(state)
+    return error
+
+
 class GwtError(Exception):
-    """The root of everything gwt raises on purpose."""
+    """The root of everything gwt raises on purpose. Can be copied and pickled."""
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        # Not by calling the class with `args`, as exceptions do otherwise: they hold the sentence,
+        # which is no argument of most constructors here, and none that a subclass may have.
+        return _restore, (type(self), self.args, dict(self.__dict__))
 
 
 class ConfigError(GwtError, ValueError):

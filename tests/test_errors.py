@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import builtins
+import copy
 import inspect
+import pickle
 
 import pytest
 
@@ -221,3 +223,34 @@ def test_an_os_error_keeps_its_sentence_and_claims_no_errno(make):
     if isinstance(error, OSError):
         assert error.errno is None
     assert error.args == (str(error),)
+
+
+class _Own(errors.SessionRejected):
+    """What a user's subclass may look like."""
+
+    def __init__(self, room: str) -> None:
+        super().__init__(403, {"room": room})
+        self.room = room
+
+
+@pytest.mark.parametrize(
+    "through",
+    [
+        lambda error: pickle.loads(pickle.dumps(error)),
+        lambda error: pickle.loads(pickle.dumps(error, protocol=0)),
+        copy.copy,
+        copy.deepcopy,
+    ],
+    ids=["pickle", "old pickle", "copy", "deepcopy"],
+)
+@pytest.mark.parametrize(
+    "make", [*(make for make, _, _ in TREE), lambda: _Own("lobby")], ids=[*NAMES, "_Own"]
+)
+def test_errors_can_go_to_another_process(make, through):
+    error = make()
+    error.add_note("seen by worker 3")
+    found = through(error)
+    assert type(found) is type(error)
+    assert (str(found), found.args) == (str(error), error.args)
+    assert found.__dict__ == error.__dict__
+    assert found is not error
