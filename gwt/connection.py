@@ -22,6 +22,7 @@ from .config import TransportConfig
 from .errors import ConnectionClosed
 from .net.timers import Timer
 from .net.udp import Address, UdpEndpoint
+from .net.udpsocket import shown
 from .net.waiting import Deadline, Signal, native_thread
 from .observe import Counters
 from .protocol import codes, events
@@ -135,17 +136,17 @@ class WebTransportConnection:
         return self.closed is not None
 
     @property
-    def remote_address(self) -> Address | None:
-        """The peer's address as (host, port), as its last packet had it."""
-        return self._peer[:2] if self._peer is not None else None
+    def remote_address(self) -> tuple[str, int] | None:
+        """The peer's address as (host, port), as its last packet had it; IPv4 never mapped."""
+        return shown(self._peer) if self._peer is not None else None
 
     @property
-    def local_address(self) -> Address | None:
-        """Our address as (host, port)."""
+    def local_address(self) -> tuple[str, int] | None:
+        """Our address as (host, port), of the interface that the peer's packets came to."""
         if self.endpoint.closed:
             return None
-        host, port = self.endpoint.address[:2]
-        return (self._local or host, port)
+        bound = self.endpoint.address
+        return shown((self._local, bound[1]) if self._local else bound)
 
     @property
     def sessions(self) -> list[WebTransportSession]:

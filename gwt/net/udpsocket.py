@@ -40,6 +40,7 @@ __all__ = [
     "open_socket",
     "read_errors",
     "segments_of",
+    "shown",
     "source",
 ]
 
@@ -139,6 +140,21 @@ def source(family: int, local: str) -> Control:
     if family == socket.AF_INET6:
         return [(IPV6, IPV6_PKTINFO, packed + bytes(4))]
     return [(IP, IP_PKTINFO, bytes(4) + packed + bytes(4))]
+
+
+def shown(address: Address) -> tuple[str, int]:
+    """
+    Return an address as users know it: host and port.
+
+    On a socket that serves both families an IPv4 peer is ::ffff:192.0.2.1, here 192.0.2.1. A
+    link-local address keeps its interface, fe80::1%2: without it the address names nobody.
+    """
+    host, port = address[:2]
+    if host.startswith("::ffff:") and "." in host:
+        host = host[7:]
+    elif len(address) == 4 and address[3]:
+        host = f"{host}%{address[3]}"
+    return host, port
 
 
 def segments_of(size: int) -> tuple[int, int, bytes]:

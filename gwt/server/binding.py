@@ -25,7 +25,11 @@ _ATTEMPTS = 32
 
 
 def parse_bind(bind: str) -> tuple[str, int]:
-    """Split "host:port" ("[::1]:port", ":port" for every address); raises ConfigError."""
+    """
+    Split "host:port"; raises ConfigError.
+
+    "[::1]:port" is IPv6, "[::]:port" both families, and ":port" every IPv4 address.
+    """
     host, separator, port_text = bind.rpartition(":") if isinstance(bind, str) else ("", "", "")
     if (
         not separator
@@ -102,6 +106,9 @@ def _listen(family: int, address: Any, config: ServerConfig) -> Any:
         sock.setsockopt(_stdlib_socket.SOL_SOCKET, _stdlib_socket.SO_REUSEADDR, 1)
         if config.reuse_port:
             sock.setsockopt(_stdlib_socket.SOL_SOCKET, _stdlib_socket.SO_REUSEPORT, 1)
+        if family == _stdlib_socket.AF_INET6:
+            # As the UDP socket, whatever the system's default is: "::" serves IPv4 as well.
+            sock.setsockopt(_stdlib_socket.IPPROTO_IPV6, _stdlib_socket.IPV6_V6ONLY, 0)
         sock.bind(address)
         sock.listen(1024)
         sock.setblocking(False)
@@ -113,4 +120,5 @@ def _listen(family: int, address: Any, config: ServerConfig) -> Any:
 
 def _explained(exc: OSError, what: str, host: str, port: int) -> OSError:
     reason = os.strerror(exc.errno) if exc.errno else str(exc)
-    return OSError(exc.errno, f"Cannot listen on {what} {host}:{port}: {reason}")
+    where = f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
+    return OSError(exc.errno, f"Cannot listen on {what} {where}: {reason}")

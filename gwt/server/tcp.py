@@ -17,6 +17,7 @@ from gevent.pywsgi import WSGIServer
 from .. import tracing
 from ..config import ServerConfig
 from ..errors import CertificateError
+from ..net.udpsocket import Address, shown
 from .app import App
 
 __all__ = ["HttpListener"]
@@ -25,6 +26,13 @@ __all__ = ["HttpListener"]
 def _nothing(environ: dict[str, Any], start_response: Callable[..., Any]) -> Iterable[bytes]:
     start_response("404 Not Found", [("Content-Type", "text/plain"), ("Content-Length", "10")])
     return [b"Not found\n"]
+
+
+class _Server(WSGIServer):  # type: ignore[misc]
+    """A WSGIServer that tells applications plain addresses, as sessions have them."""
+
+    def handle(self, sock: Any, address: Address) -> None:
+        super().handle(sock, shown(address))
 
 
 class HttpListener:
@@ -42,7 +50,7 @@ class HttpListener:
             options["ssl_context"] = context
         # A pool, or stopping would not know of the connections that are open. The access log is
         # the application's affair.
-        self._server = WSGIServer(
+        self._server = _Server(
             sock, app.wsgi or _nothing, log=None, spawn=Pool(config.max_connections), **options
         )
 
