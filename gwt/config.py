@@ -339,7 +339,16 @@ class ClientConfig(TransportConfig):
     """The options of connect() and of the client classes."""
 
     connect_timeout: float | None = 10.0
-    """Limit for a whole connect(): waiting for a slot, name, handshake, session."""
+    """
+    Limit for a whole connect(): waiting for a slot, name, handshake, session. Two thousand
+    connects at once may take longer: each queues for one of `max_connecting` slots.
+    """
+
+    attempt_delay: float = 0.25
+    """
+    Seconds until the next address of a name is tried beside one that does not answer (RFC 8305
+    5): at least 0.01. One that is refused does not hold the next one back.
+    """
 
     headers: Mapping[str, str] | Sequence[tuple[str, str]] = field(default_factory=dict)
     """Headers of every request."""
@@ -390,10 +399,18 @@ class ClientConfig(TransportConfig):
         TransportConfig.__post_init__(self)
         _check(
             self,
-            positive=("connect_timeout", "retry_delay", "max_retry_delay", "retry_backoff"),
+            positive=(
+                "connect_timeout",
+                "attempt_delay",
+                "retry_delay",
+                "max_retry_delay",
+                "retry_backoff",
+            ),
             at_least={"client_sockets": 1, "max_connecting": 1, "max_retries": 0},
             optional=("connect_timeout", "client_sockets", "max_retries"),
         )
+        if self.attempt_delay < 0.01:
+            raise _bad("attempt_delay", self.attempt_delay, "at least 0.01")
         if self.retry_backoff < 1:
             raise _bad("retry_backoff", self.retry_backoff, "at least 1.0")
         if self.cafile is not None and not os.path.isfile(self.cafile):

@@ -65,6 +65,7 @@ class WebTransportConnection:
         *,
         keep_alive: bool,
         clock: Callable[[], float] = time.monotonic,
+        changed: Signal | None = None,
     ) -> None:
         self.endpoint = endpoint
         self.protocol = protocol
@@ -104,7 +105,7 @@ class WebTransportConnection:
         self._thread = native_thread()
         self._keep_alive = keep_alive
         self._pinged_at = 0.0
-        self._changed = Signal()
+        self._changed = changed or Signal()
         self._end_callbacks: list[Callable[[Any], None]] | None = []
         self._gone_callbacks: list[Callable[[], None]] = []
 
@@ -428,7 +429,8 @@ class WebTransportConnection:
         deadline = self.protocol.next_timer()
         now = self._clock()
         if self.closed is not None and self._gone_deadline is None:
-            self._gone_deadline = now + _CLOSING_PERIOD
+            # Who never said anything need not be told a second time.
+            self._gone_deadline = now if self._peer is None else now + _CLOSING_PERIOD
         if deadline is None or (self._gone_deadline is not None and now >= self._gone_deadline):
             self._gone()
             return

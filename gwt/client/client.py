@@ -2,7 +2,7 @@
 connect(): from a URL to a session, and WebTransportClient, which counts and remembers headers.
 
 Runs in the caller's greenlet. Each step is bounded by the one deadline of the call, and each
-failure has a stage: resolve, connect, tls, http3, webtransport.
+failure has a stage: resolve, connect, tls, http3, webtransport. The way to a connection is dial.py.
 """
 
 from __future__ import annotations
@@ -16,32 +16,21 @@ from typing import Any, Self
 from gevent.lock import BoundedSemaphore
 from gevent.pool import Group
 
-from .. import certificates
-from ..config import ClientConfig, certificate_hash
-from ..connection import ConnectionState, WebTransportConnection
-from ..errors import (
-    CertificateError,
-    ClientError,
-    ConfigError,
-    GwtError,
-    HandshakeError,
-    RequirementsNotMet,
-)
+from ..config import ClientConfig
+from ..connection import WebTransportConnection
+from ..errors import ClientError, ConfigError, GwtError, HandshakeError
 from ..net.waiting import Deadline
-from ..protocol import codes, requests
-from ..protocol.seam import QuicOptions
+from ..protocol import requests
 from ..session import WebTransportSession
 from ..stream_common import CONFIGURED
 from ..version import VERSION
+from .dial import Progress, dial
 from .sockets import ClientHub
-from .target import Target, parse_url, resolve
+from .target import Target, parse_url
 
 __all__ = ["ClientStats", "WebTransportClient", "connect"]
 
 Headers = Mapping[str, str] | Iterable[tuple[str, str]]
-
-# TLS alerts that speak of the certificate (RFC 8446 6.2).
-_CERTIFICATE_ALERTS = frozenset((42, 43, 44, 45, 46, 48, 113, 116))
 
 
 def connect(url: str, *, config: ClientConfig | None = None, **options: Any) -> WebTransportSession:
@@ -63,11 +52,7 @@ class _Connecting:
     def __init__(self, target: Target, config: ClientConfig) -> None:
         self.target = target
         self.config = config
-        self.deadline = Deadline(config.connect_timeout)
-        self.hub = ClientHub.current()
-        # For the message of a timeout.
-        self.stage = "waiting for a free handshake slot"
-        self.queued = 0.0
+        self.progress = Progress(Deadline(config.connect_timeout))
         self.headers = _request_headers(config)
 
     def run(self) -> WebTransportSession:
@@ -76,113 +61,15 @@ class _Connecting:
                 return self._shared_session()
             return self._open(self._dial())
         except TimeoutError as exc:
-            queued = f", {self.queued:.1f} s of them queued" if self.queued >= 0.05 else ""
+            progress = self.progress
+            queued = f", {progress.queued:.1f} s of them queued" if progress.queued >= 0.05 else ""
             raise TimeoutError(
-                f"Connecting to {self.target.url} timed out after {self.deadline.timeout:g} s"
-                f"{queued}, while {self.stage}."
+                f"Connecting to {self.target.url} timed out after {progress.deadline.timeout:g} s"
+                f"{queued}, while {progress.stage}."
             ) from exc
-
-    # The connection
 
     def _dial(self) -> WebTransportConnection:
-        """Return a connection that is ready for sessions."""
-        slots = self.hub.slots(self.config.max_connecting)
-        began = time.monotonic()
-        if not slots.acquire(timeout=self.deadline.remaining()):
-            self.queued = time.monotonic() - began
-            raise TimeoutError
-        self.queued = time.monotonic() - began
-        try:
-            self.stage = f"resolving {self.target.host!r}"
-            failure: HandshakeError | None = None
-            for family, address in resolve(self.target, self.deadline):
-                try:
-                    return self._dial_address(family, address)
-                except HandshakeError as exc:
-                    # What another address of the same server could not do better ends it here.
-                    if exc.stage != "connect":
-                        raise
-                    failure = failure or exc
-            assert failure is not None
-            raise failure
-        finally:
-            slots.release()
-
-    def _dial_address(self, family: int, address: Any) -> WebTransportConnection:
-        config, where = self.config, f"{address[0]} port {address[1]}"
-        self.stage = f"shaking hands with {where}"
-        hashes = [certificate_hash(value) for value in config.server_certificate_hashes]
-        options = QuicOptions.of(
-            config,
-            is_client=True,
-            verify=config.verify and not hashes,
-            cafile=None if config.cafile is None else str(config.cafile),
-            server_name=config.server_name or self.target.host,
-        )
-        try:
-            connection = self.hub.dial(family, address, options, config)
-        except OSError as exc:
-            raise HandshakeError(
-                f"No packet can be sent to {where}: {exc.strerror or exc}.", stage="connect"
-            ) from exc
-        try:
-            while connection.state is ConnectionState.CONNECTING:
-                connection.wait_change(self.deadline)
-            self._check_alive(connection, where)
-            if hashes:
-                self._check_pinned(connection, hashes)
-            self.stage = f"waiting for the HTTP/3 settings of {where}"
-            while not connection.protocol.ready and connection.closed is None:
-                connection.wait_change(self.deadline)
-            self._check_alive(connection, where)
-            missing = connection.protocol.missing_requirement()
-            if missing is not None:
-                connection.close(codes.WT_REQUIREMENTS_NOT_MET, "WebTransport is not supported")
-                raise RequirementsNotMet(missing)
-        except BaseException:
-            # Also when the greenlet is killed: nobody else knows of the connection.
-            connection.close()
-            raise
-        return connection
-
-    def _check_pinned(self, connection: WebTransportConnection, hashes: list[bytes]) -> None:
-        try:
-            certificates.check_pinned(connection.protocol.quic.peer_certificate, hashes)
-        except CertificateError:
-            connection.close(codes.QUIC_CRYPTO_ERROR + 42, "certificate hash mismatch")
-            raise
-
-    def _check_alive(self, connection: WebTransportConnection, where: str) -> None:
-        closed = connection.closed
-        if closed is None:
-            return
-        if connection.network_error is not None:
-            error = connection.network_error
-            raise HandshakeError(
-                f"Nobody answers on UDP {where}: {error.strerror or error}.", stage="connect"
-            ) from error
-        code, text = closed.code or 0, closed.reason or "no reason given"
-        alert = code - codes.QUIC_CRYPTO_ERROR
-        by = "The server" if closed.remote else "The client"
-        if 0 < alert < 256 and not closed.application:
-            if alert in _CERTIFICATE_ALERTS and not closed.remote:
-                raise CertificateError(
-                    f"The certificate of {self.target.host!r} was not accepted: {text}."
-                ) from closed
-            raise HandshakeError(
-                f"{by} ended the TLS handshake with alert {alert}: {text}.", stage="tls"
-            ) from closed
-        if code == codes.QUIC_CONNECTION_REFUSED and closed.remote and not closed.application:
-            raise HandshakeError(
-                f"The server at {where} refused the connection: {text}.", stage="connect"
-            ) from closed
-        if text == "Idle timeout":
-            raise HandshakeError(f"The server at {where} fell silent.", stage="connect") from closed
-        raise HandshakeError(
-            f"{by} closed the connection with code {code:#x}: {text}.", stage="http3"
-        ) from closed
-
-    # The session
+        return dial(self.target, self.config, self.progress)
 
     def _open(self, connection: WebTransportConnection) -> WebTransportSession:
         """Return an accepted session on a connection that was made for it."""
@@ -201,7 +88,7 @@ class _Connecting:
     def _request(self, connection: WebTransportConnection) -> WebTransportSession | None:
         """Ask for a session; returns it when it is accepted, None if no stream is allowed."""
         config, target = self.config, self.target
-        self.stage = "waiting for the server to accept the session"
+        self.progress.stage = "waiting for the server to accept the session"
         stream_id = connection.protocol.open_session(
             target.authority,
             target.path,
@@ -217,7 +104,7 @@ class _Connecting:
         connection.add_session(session)
         connection.flush_soon()
         try:
-            session.wait_ready(self.deadline)
+            session.wait_ready(self.progress.deadline)
         except GwtError as exc:
             if connection.closed is not None and not isinstance(exc, HandshakeError):
                 raise HandshakeError(
@@ -231,10 +118,11 @@ class _Connecting:
         return session
 
     def _shared_session(self) -> WebTransportSession:
-        config, hub = self.config, self.hub
-        key = (self.target.host, self.target.port, config.update(headers={}, origin=None).key())
+        config, hub, target = self.config, ClientHub.current(), self.target
+        key = (target.host, target.zone, target.port, config.update(headers={}, origin=None).key())
         lock = hub.sharing.setdefault(key, BoundedSemaphore(1))
-        if not lock.acquire(timeout=self.deadline.remaining()):
+        self.progress.stage = "waiting for a connection that another greenlet makes"
+        if not lock.acquire(timeout=self.progress.deadline.remaining()):
             raise TimeoutError
         try:
             connection = hub.shared.get(key)

@@ -19,10 +19,12 @@ from ..budget import send_budget
 from ..config import ClientConfig
 from ..connection import ConnectionState, WebTransportConnection
 from ..net.udp import Address, UdpEndpoint, open_socket
+from ..net.waiting import Signal
 from ..protocol import packets
 from ..protocol.quic import Quic
 from ..protocol.seam import QuicOptions
 from ..protocol.webtransport import WebTransport
+from .target import Lookup
 
 __all__ = ["ClientHub", "ClientSocket"]
 
@@ -55,6 +57,7 @@ class ClientSocket:
         address: Address,
         options: QuicOptions,
         config: ClientConfig,
+        changed: Signal,
     ) -> WebTransportConnection:
         """Start a connection; returns before anything has arrived. Does not wait."""
         configuration = tracing.configuration(options)
@@ -65,6 +68,7 @@ class ClientSocket:
             self._routes,
             config,
             keep_alive=config.keep_alive,
+            changed=changed,
         )
         self._connections.add(connection)
         connection.on_gone(lambda: self._gone(connection))
@@ -102,6 +106,8 @@ class ClientHub:
         self._sockets: dict[tuple[int, int], list[ClientSocket]] = {}
         # Handshakes that may begin now, by the limit that the config sets.
         self._slots: dict[int, BoundedSemaphore] = {}
+        # Questions to the resolver that are under way, by name and port.
+        self.lookups: dict[tuple[str, int], Lookup] = {}
         # Connections that sessions may share, and who is making one, by everything that has
         # to be equal.
         self.shared: dict[Any, WebTransportConnection] = {}
@@ -121,9 +127,18 @@ class ClientHub:
         return self._slots.setdefault(limit, BoundedSemaphore(limit))
 
     def dial(
-        self, family: int, address: Address, options: QuicOptions, config: ClientConfig
+        self,
+        family: int,
+        address: Address,
+        options: QuicOptions,
+        config: ClientConfig,
+        changed: Signal,
     ) -> WebTransportConnection:
-        """Start a connection on the least used socket; raises OSError if there can be none."""
+        """
+        Start a connection on the least used socket; raises OSError if there can be none.
+
+        `changed` is notified when it is ready or closed; several connections may have the same.
+        """
         if config.client_sockets is None:
             sock = ClientSocket(family, config.socket_buffer, lambda _: None)
         else:
@@ -132,4 +147,4 @@ class ClientHub:
             if len(pool) < config.client_sockets and all(len(other) for other in pool):
                 pool.append(ClientSocket(family, config.socket_buffer, pool.remove))
             sock = min(pool, key=len)
-        return sock.dial(address, options, config)
+        return sock.dial(address, options, config, changed)

@@ -16,9 +16,9 @@ import gevent
 import gevent.socket
 
 from ..errors import ConfigError, HandshakeError
-from ..net.waiting import Deadline
+from ..net.waiting import Deadline, Signal
 
-__all__ = ["Target", "parse_url", "resolve"]
+__all__ = ["Lookup", "Target", "parse_url", "resolve"]
 
 # What may stand in a path and a query as it is; the rest is percent-encoded.
 _PATH_SAFE = "/:@!$&'()*+,;=~-._%"
@@ -29,7 +29,9 @@ class Target:
     """A URL, taken apart for a CONNECT request."""
 
     url: str
+    # A name, or an address without brackets; `zone` is the interface of a link-local one.
     host: str
+    zone: str
     port: int
     # Host and, unless it is 443, port: the request's :authority.
     authority: str
@@ -61,49 +63,108 @@ def parse_url(url: str) -> Target:
     if port == 0:
         raise wrong("port 0 cannot be connected to")
     try:
-        ipaddress.ip_address(host.partition("%")[0])
-    except ValueError:
-        try:
-            host = host.encode("idna").decode("ascii")
-        except UnicodeError:
-            raise wrong("its host is not a name") from None
+        host, zone = _host(host)
+    except ValueError as exc:
+        raise wrong(str(exc)) from None
     port = 443 if port is None else port
+    # RFC 6874 3: a zone means something on this machine only, so that no server hears of it.
     shown = f"[{host}]" if ":" in host else host
     path = quote(split.path or "/", safe=_PATH_SAFE)
     if split.query:
         path += "?" + quote(split.query, safe=_PATH_SAFE + "?")
-    return Target(url, host, port, shown if port == 443 else f"{shown}:{port}", path)
+    return Target(url, host, zone, port, shown if port == 443 else f"{shown}:{port}", path)
 
 
-def resolve(target: Target, deadline: Deadline) -> list[tuple[int, Any]]:
+def _host(text: str) -> tuple[str, str]:
+    """Return a URL's host as names and packets have it, and its zone; raises ValueError."""
+    # RFC 6874 writes [fe80::1%25eth0]; everybody else leaves the 25 out.
+    text, _, zone = text.partition("%")
+    zone = zone.removeprefix("25") or zone
+    try:
+        address = ipaddress.ip_address(text)
+    except ValueError:
+        try:
+            if not zone:
+                return text.encode("idna").decode("ascii"), ""
+        except UnicodeError:
+            pass
+        raise ValueError("its host is not a name") from None
+    if address.version == 6 and address.ipv4_mapped is not None:
+        # Not every machine has sockets that serve both families.
+        address = address.ipv4_mapped
+    if zone and not address.is_link_local:
+        raise ValueError("only a link-local IPv6 address has a zone")
+    # In the form that the kernel answers with, to which the source of packets is compared.
+    return str(address), zone
+
+
+class Lookup:
+    """A question to the resolver that is under way, and its answer, for all who ask the same."""
+
+    def __init__(self) -> None:
+        self.answered = Signal()
+        # None: whoever asked has gone, and somebody else has to.
+        self.answer: list[tuple[int, Any]] | OSError | None = None
+
+
+def resolve(
+    target: Target, deadline: Deadline, lookups: dict[tuple[str, int], Lookup]
+) -> list[tuple[int, Any]]:
     """
-    Return the (family, address) pairs of a target, best first.
+    Return the (family, address) pairs of a target, best first as RFC 6724 has it.
 
-    Waits for the resolver; raises HandshakeError (stage "resolve") or TimeoutError.
+    Waits for gevent's resolver, which does not block the hub, in the caller's greenlet. Those who
+    ask for the same name meanwhile find it in `lookups` and wait with it. Raises HandshakeError
+    (stage "resolve") or TimeoutError.
     """
     try:
-        version = ipaddress.ip_address(target.host).version
+        return [_literal(target)]
     except ValueError:
         pass
+    key = (target.host, target.port)
+    while (lookup := lookups.get(key)) is not None:
+        lookup.answered.wait(deadline)
+        if lookup.answer is not None:
+            break
     else:
-        # Nothing to look up, so no thread of the resolver's either; but a zone is a name.
-        if version == 4:
-            return [(int(_stdlib_socket.AF_INET), (target.host, target.port))]
-        if "%" not in target.host:
-            return [(int(_stdlib_socket.AF_INET6), (target.host, target.port, 0, 0))]
-    try:
-        with gevent.Timeout(deadline.remaining(), TimeoutError("the name was not resolved")):
-            found = gevent.socket.getaddrinfo(
-                target.host, target.port, type=_stdlib_socket.SOCK_DGRAM
-            )
-    except TimeoutError:
-        raise
-    except OSError as exc:
+        lookup = lookups[key] = Lookup()
+        try:
+            with gevent.Timeout(deadline.remaining(), TimeoutError("the name was not resolved")):
+                lookup.answer = _addresses(*key)
+        except TimeoutError:
+            raise
+        except OSError as exc:
+            lookup.answer = exc
+        finally:
+            del lookups[key]
+            lookup.answered.notify()
+    if isinstance(lookup.answer, OSError):
         raise HandshakeError(
-            f"The name {target.host!r} cannot be resolved: {exc.strerror or exc}.", stage="resolve"
-        ) from exc
-    seen: list[tuple[int, Any]] = []
-    for family, _, _, _, address in found:
-        if (family, address) not in seen:
-            seen.append((int(family), address))
-    return seen
+            f"The name {target.host!r} cannot be resolved: "
+            f"{lookup.answer.strerror or lookup.answer}.",
+            stage="resolve",
+        ) from lookup.answer
+    assert lookup.answer is not None
+    return lookup.answer
+
+
+def _literal(target: Target) -> tuple[int, Any]:
+    """Return an address that needs no resolver; raises ValueError if it is a name."""
+    if ipaddress.ip_address(target.host).version == 4:
+        return int(_stdlib_socket.AF_INET), (target.host, target.port)
+    scope = 0
+    if target.zone.isdecimal():
+        scope = int(target.zone)
+    elif target.zone:
+        try:
+            scope = _stdlib_socket.if_nametoindex(target.zone)
+        except OSError as exc:
+            raise HandshakeError(
+                f"There is no network interface {target.zone!r}.", stage="resolve"
+            ) from exc
+    return int(_stdlib_socket.AF_INET6), (target.host, target.port, 0, scope)
+
+
+def _addresses(host: str, port: int) -> list[tuple[int, Any]]:
+    found = gevent.socket.getaddrinfo(host, port, type=_stdlib_socket.SOCK_DGRAM)
+    return list(dict.fromkeys((int(family), address) for family, *_, address in found))
