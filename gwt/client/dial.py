@@ -5,7 +5,7 @@ A name's addresses are tried as RFC 8305 ("happy eyeballs") has it: each attempt
 after the one before, or as soon as that has failed; the first completed handshake wins. One
 greenlet starts all attempts and waits for any: connections need none, and share one Signal.
 
-What is decided about addresses and moments stands in the pure functions in_order() and
+What is decided about addresses and moments stands in the pure functions in_order(), patience() and
 next_start(). Sessions are client.py's affair.
 """
 
@@ -22,20 +22,23 @@ from .. import certificates
 from ..config import ClientConfig, certificate_hash
 from ..connection import ConnectionState, WebTransportConnection
 from ..errors import CertificateError, HandshakeError, RequirementsNotMet
-from ..net.udpsocket import shown
+from ..net.udpsocket import Address, shown
 from ..net.waiting import Deadline, Signal
 from ..protocol import codes
 from ..protocol.seam import QuicOptions
 from .sockets import ClientHub
 from .target import Target, resolve
 
-__all__ = ["Progress", "dial", "in_order", "next_start"]
+__all__ = ["Progress", "dial", "in_order", "next_start", "patience"]
 
 # TLS alerts that speak of the certificate (RFC 8446 6.2).
 _CERTIFICATE_ALERTS = frozenset((42, 43, 44, 45, 46, 48, 113, 116))
 
 # A name may have hundreds of addresses, and each attempt costs a packet and some memory.
 _MOST_ADDRESSES = 16
+
+# RFC 8305 8 wants no longer delay than this.
+_MOST_PATIENCE = 2.0
 
 
 @dataclass(slots=True)
@@ -59,6 +62,16 @@ def in_order(addresses: Sequence[tuple[int, Any]]) -> list[tuple[int, Any]]:
         families.setdefault(each[0], []).append(each)
     turns = zip_longest(*families.values())
     return [each for turn in turns for each in turn if each is not None][:_MOST_ADDRESSES]
+
+
+def patience(delay: float, last: float | None) -> float:
+    """
+    Return how long an address is waited for whose last handshake took `last` seconds.
+
+    `delay`, or twice `last`, up to 2 seconds (RFC 8305 5): a server that a thousand clients keep
+    busy answers late, and would be later still if each of them knocked at two doors.
+    """
+    return delay if last is None else max(delay, min(2 * last, _MOST_PATIENCE))
 
 
 def next_start(started: float, delay: float, *, answered: bool, failed: bool) -> float:
@@ -100,6 +113,7 @@ def dial(target: Target, config: ClientConfig, progress: Progress) -> WebTranspo
 class _Attempt:
     """One address, and what came of it so far."""
 
+    address: Address
     where: str
     started: float
     connection: WebTransportConnection | None = None
@@ -135,6 +149,9 @@ class _Race:
             attempt = self._winner(deque(addresses))
             winner = attempt.connection
             assert winner is not None
+            for other in self.attempts:
+                self.hub.remember(other.address, None)
+            self.hub.remember(attempt.address, time.monotonic() - attempt.started)
             self._close_all(but=winner)
             self._wait_ready(winner, attempt.where)
             keep = winner
@@ -182,14 +199,14 @@ class _Race:
         last = self.attempts[-1]
         return next_start(
             last.started,
-            self.config.attempt_delay,
+            patience(self.config.attempt_delay, self.hub.handshakes.get(last.address)),
             answered=last.connection is not None and last.connection.remote_address is not None,
             failed=last.failure is not None,
         )
 
-    def _start(self, family: int, address: Any) -> None:
+    def _start(self, family: int, address: Address) -> None:
         host, port = shown(address)
-        attempt = _Attempt(f"{host} port {port}", time.monotonic())
+        attempt = _Attempt(address, f"{host} port {port}", time.monotonic())
         self.attempts.append(attempt)
         try:
             attempt.connection = self.hub.dial(

@@ -28,6 +28,9 @@ from .target import Lookup
 
 __all__ = ["ClientHub", "ClientSocket"]
 
+# Addresses whose last handshake is remembered.
+_REMEMBERED = 256
+
 
 class ClientSocket:
     """One UDP socket and the connections on it."""
@@ -106,6 +109,8 @@ class ClientHub:
         self._sockets: dict[tuple[int, int], list[ClientSocket]] = {}
         # Handshakes that may begin now, by the limit that the config sets.
         self._slots: dict[int, BoundedSemaphore] = {}
+        # What the last handshake with an address took, in seconds, of those that answered last.
+        self.handshakes: dict[Address, float] = {}
         # Questions to the resolver that are under way, by name and port.
         self.lookups: dict[tuple[str, int], Lookup] = {}
         # Connections that sessions may share, and who is making one, by everything that has
@@ -125,6 +130,14 @@ class ClientHub:
     def slots(self, limit: int) -> BoundedSemaphore:
         """Return the semaphore that bounds handshakes in flight."""
         return self._slots.setdefault(limit, BoundedSemaphore(limit))
+
+    def remember(self, address: Address, seconds: float | None) -> None:
+        """Note what a handshake took; None if it did not come about, or was overtaken."""
+        self.handshakes.pop(address, None)
+        if seconds is not None:
+            self.handshakes[address] = seconds
+            if len(self.handshakes) > _REMEMBERED:
+                del self.handshakes[next(iter(self.handshakes))]
 
     def dial(
         self,

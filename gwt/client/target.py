@@ -167,4 +167,6 @@ def _literal(target: Target) -> tuple[int, Any]:
 
 def _addresses(host: str, port: int) -> list[tuple[int, Any]]:
     found = gevent.socket.getaddrinfo(host, port, type=_stdlib_socket.SOCK_DGRAM)
+    if not found:
+        raise OSError("it has no address")
     return list(dict.fromkeys((int(family), address) for family, *_, address in found))

@@ -15,7 +15,7 @@ from gevent.event import Event
 import gwt
 from gwt import certificates
 from gwt.client import sockets
-from gwt.client.dial import in_order, next_start
+from gwt.client.dial import in_order, next_start, patience
 from gwt.client.sockets import ClientHub
 from gwt.client.target import parse_url
 from gwt.net.udp import open_socket
@@ -56,6 +56,25 @@ def test_families_take_turns_in_the_order_of_the_resolver(found, order):
 )
 def test_the_next_attempt_begins_after_the_delay_or_at_once(answered, failed, start):
     assert next_start(10.0, 0.25, answered=answered, failed=failed) == start
+
+
+@pytest.mark.parametrize(
+    ("last", "seconds"), [(None, 0.25), (0.01, 0.25), (0.125, 0.25), (0.4, 0.8), (5.0, 2.0)]
+)
+def test_a_server_that_was_slow_is_given_more_time(last, seconds):
+    assert patience(0.25, last) == seconds
+    assert patience(3.0, last) == 3.0
+
+
+def test_handshakes_are_remembered_of_so_many_addresses_only():
+    hub = ClientHub()
+    for port in range(1, 301):
+        hub.remember(("127.0.0.1", port), 0.1)
+        hub.remember(("127.0.0.1", 1), 0.2)
+    assert len(hub.handshakes) == 256
+    assert hub.handshakes["127.0.0.1", 1] == 0.2
+    hub.remember(("127.0.0.1", 1), None)
+    assert len(hub.handshakes) == 255
 
 
 # On loopback
@@ -153,6 +172,17 @@ def test_an_address_that_is_silent_is_overtaken_and_leaves_nothing(server, names
             V4
         }
     eventually(lambda: not connections())
+
+
+def test_an_address_that_was_overtaken_is_not_given_more_time_any_more(server, names, silent):
+    names("::1", "127.0.0.1")
+    port = server.address[1]
+    silent("::1", port)
+    known = ClientHub.current().handshakes
+    known["::1", port, 0, 0] = 0.001
+    dial(server, attempt_delay=SOON).close()
+    assert ("::1", port, 0, 0) not in known
+    assert known[server.address] > 0
 
 
 def test_an_address_that_is_refused_does_not_hold_the_next_one_back(server, names):
@@ -360,6 +390,13 @@ def test_one_who_waits_for_the_answer_has_a_deadline_too(server, names):
         dial(server, timeout=0.05)
     resolver.go.set()
     first.get().close()
+
+
+def test_a_name_without_an_address_is_an_error(names):
+    names()
+    with pytest.raises(gwt.HandshakeError, match="has no address") as info:
+        gwt.connect("https://several.example:5/")
+    assert info.value.stage == "resolve"
 
 
 def test_all_are_told_that_a_name_does_not_exist(server, names):
