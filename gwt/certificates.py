@@ -13,10 +13,12 @@ import hmac
 import ipaddress
 import os
 import re
+import ssl
 import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
+from functools import lru_cache
 from pathlib import Path
 from typing import TypeAlias
 
@@ -35,7 +37,16 @@ from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 
 from .errors import CertificateError, ConfigError
 
-__all__ = ["Certificate", "PrivateKey", "check_pinned", "generate", "load", "matches", "write"]
+__all__ = [
+    "Certificate",
+    "PrivateKey",
+    "check_authorities",
+    "check_pinned",
+    "generate",
+    "load",
+    "matches",
+    "write",
+]
 
 PrivateKey: TypeAlias = (
     ec.EllipticCurvePrivateKey
@@ -174,7 +185,7 @@ def write(directory: str | os.PathLike[str], certificate: Certificate) -> tuple[
     Write cert.pem and key.pem into a directory, which is made if need be; return their paths.
 
     The key can be read by its owner only. Each file is replaced whole, so that no reader meets
-    half of one. Raises OSError.
+    half of one. Raises OSError, which names the file.
     """
     folder = Path(directory)
     folder.mkdir(parents=True, exist_ok=True)
@@ -183,6 +194,27 @@ def write(directory: str | os.PathLike[str], certificate: Certificate) -> tuple[
     _replace(keyfile, key_pem, mode=0o600)
     _replace(certfile, cert_pem, mode=0o644)
     return certfile, keyfile
+
+
+def check_authorities(cafile: str | os.PathLike[str]) -> None:
+    """Raise ConfigError, which names the file, unless certificates to trust can be read from it."""
+    try:
+        about = os.stat(cafile)
+        _read_authorities(os.fspath(cafile), about.st_mtime_ns, about.st_size)
+    except ssl.SSLError:
+        why = "holds no certificates that can be read"
+    except OSError as exc:
+        why = f"cannot be read: {exc.strerror}"
+    else:
+        return
+    raise ConfigError(f"cafile {_quote(cafile)} {why}.", field="cafile", value=cafile)
+
+
+@lru_cache(16)
+def _read_authorities(cafile: str, *_version: int) -> None:
+    # By the same code of OpenSSL that reads it when a server shows its certificate. Once for each
+    # version of a file: a bundle of authorities takes some milliseconds.
+    ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT).load_verify_locations(cafile)
 
 
 def matches(der: bytes, hashes: Sequence[bytes]) -> bool:
@@ -274,15 +306,18 @@ def _read_pem(path: str | os.PathLike[str]) -> bytes:
 
 
 def _replace(path: Path, data: bytes, *, mode: int) -> None:
-    descriptor, temporary = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
+    temporary = None
     try:
+        descriptor, temporary = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
         with open(descriptor, "wb") as file:
             os.fchmod(file.fileno(), mode)
             file.write(data)
         os.replace(temporary, path)
-    except OSError:
-        os.unlink(temporary)
-        raise
+    except OSError as exc:
+        if temporary is not None:
+            os.unlink(temporary)
+        # Not the name of the temporary file, which nobody asked for.
+        raise OSError(exc.errno, exc.strerror, str(path)) from exc
 
 
 def _spki(certificate: x509.Certificate) -> bytes:

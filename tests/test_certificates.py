@@ -293,3 +293,43 @@ class TestPinning:
         stale = certificates.generate(now=datetime.now(UTC) - timedelta(days=20))
         with pytest.raises(CertificateError, match="expired"):
             certificates.check_pinned(stale.der, [bytes.fromhex(stale.sha256)])
+
+
+class TestAuthorities:
+    """A file of authorities is looked at before anybody is connected to."""
+
+    def test_one_that_holds_certificates_is_accepted(self, certificate, tmp_path):
+        cert, _ = certificates.write(tmp_path, certificate)
+        certificates.check_authorities(cert)
+        certificates.check_authorities(str(cert))
+
+    @pytest.mark.parametrize(
+        ("content", "why"),
+        [
+            ("", "holds no certificates"),
+            ("hello", "holds no certificates"),
+            ("-----BEGIN CERTIFICATE-----\nAAAA\n-----END CERTIFICATE-----\n", "holds no cert"),
+            ("key", "holds no certificates"),
+            (None, "cannot be read: No such file"),
+        ],
+    )
+    def test_one_without_is_named(self, certificate, tmp_path, content, why):
+        file = tmp_path / "authorities.pem"
+        if content == "key":
+            file.write_bytes(certificate.pem()[1])
+        elif content is not None:
+            file.write_text(content)
+        with pytest.raises(ConfigError, match=rf"'{file}' {why}") as info:
+            certificates.check_authorities(file)
+        assert (info.value.field, info.value.value) == ("cafile", file)
+
+    def test_a_file_that_has_changed_is_read_again(self, certificate, tmp_path):
+        file = tmp_path / "authorities.pem"
+        file.write_text("nothing yet")
+        with pytest.raises(ConfigError):
+            certificates.check_authorities(file)
+        file.write_bytes(certificate.pem()[0])
+        certificates.check_authorities(file)
+        file.write_text("gone")
+        with pytest.raises(ConfigError):
+            certificates.check_authorities(file)

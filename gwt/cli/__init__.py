@@ -60,6 +60,8 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _failed(command: str, exc: Exception, code: int) -> int:
     # "[Errno 98] ..." tells nobody anything.
-    text = exc.strerror if isinstance(exc, OSError) and exc.strerror else str(exc)
+    text = str(exc)
+    if isinstance(exc, OSError) and exc.strerror:
+        text = f"{exc.filename}: {exc.strerror}" if exc.filename is not None else exc.strerror
     print(f"gwt {command}: {' '.join(text.split())}", file=sys.stderr)
     return code

@@ -16,6 +16,7 @@ from typing import Any, Self
 from gevent.lock import BoundedSemaphore
 from gevent.pool import Group
 
+from .. import certificates
 from ..config import ClientConfig
 from ..connection import WebTransportConnection
 from ..errors import ClientError, ConfigError, GwtError, HandshakeError
@@ -54,6 +55,8 @@ class _Connecting:
         self.config = config
         self.progress = Progress(Deadline(config.connect_timeout))
         self.headers = _request_headers(config)
+        if config.cafile is not None:
+            certificates.check_authorities(config.cafile)
 
     def run(self) -> WebTransportSession:
         try:
@@ -122,7 +125,10 @@ class _Connecting:
         key = (target.host, target.zone, target.port, config.update(headers={}, origin=None).key())
         lock = hub.sharing.setdefault(key, BoundedSemaphore(1))
         self.progress.stage = "waiting for a connection that another greenlet makes"
-        if not lock.acquire(timeout=self.progress.deadline.remaining()):
+        began = time.monotonic()
+        acquired = lock.acquire(timeout=self.progress.deadline.remaining())
+        self.progress.queued += time.monotonic() - began
+        if not acquired:
             raise TimeoutError
         try:
             connection = hub.shared.get(key)

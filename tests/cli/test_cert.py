@@ -34,5 +34,13 @@ def test_hosts_and_days_are_those_asked_for(capsys, tmp_path):
 
 def test_folder_that_cannot_be_made_is_one_line_and_exit_code_1(capsys, tmp_path):
     (tmp_path / "file").touch()
-    assert cli.main(["cert", "--out", str(tmp_path / "file" / "folder")]) == 1
-    assert capsys.readouterr().err.count("\n") == 1
+    folder = tmp_path / "file" / "folder"
+    assert cli.main(["cert", "--out", str(folder)]) == 1
+    assert capsys.readouterr().err == f"gwt cert: {folder}: Not a directory\n"
+
+
+def test_a_file_that_cannot_be_written_is_named(capsys, tmp_path):
+    (tmp_path / "cert.pem").mkdir()
+    assert cli.main(["cert", "--out", str(tmp_path)]) == 1
+    assert capsys.readouterr().err == f"gwt cert: {tmp_path / 'cert.pem'}: Is a directory\n"
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["cert.pem", "key.pem"]

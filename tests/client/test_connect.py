@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import datetime
+import re
 import socket
 import time
 
@@ -135,7 +136,22 @@ def test_only_max_connecting_handshakes_are_in_flight_and_queueing_is_told():
 
         texts = [job.get(timeout=5) for job in [spawn(attempt, 0.5), spawn(attempt, 0.2)]]
     assert "shaking hands" in texts[0] and "queued" not in texts[0]
-    assert "queued, while waiting for a free handshake slot" in texts[1]
+    assert re.search(r"after 0\.2 s, 0\.\d s of them queued, while waiting for a free", texts[1])
+
+
+def test_waiting_for_a_connection_that_another_greenlet_makes_is_told_as_queueing():
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as silent:
+        silent.bind(("127.0.0.1", 0))
+        where = f"https://127.0.0.1:{silent.getsockname()[1]}/"
+
+        def attempt():
+            with pytest.raises(TimeoutError) as info:
+                gwt.connect(where, timeout=0.3, share_connection=True)
+            return str(info.value)
+
+        first, second = (job.get(timeout=5) for job in [spawn(attempt), spawn(attempt)])
+    assert "shaking hands" in first and "queued" not in first
+    assert re.search(r"0\.\d s of them queued", second)
 
 
 def test_an_untrusted_certificate_is_refused_by_default(server):
@@ -158,6 +174,15 @@ def test_a_certificate_of_the_right_name_and_authority_is_accepted(tmp_path):
     cert, key = certificates.write(tmp_path, certificates.generate())
     with serving(echo, certfile=cert, keyfile=key) as server:
         gwt.connect(url(server), cafile=cert).close()
+
+
+@pytest.mark.parametrize("options", [{}, {"verify": False}, {"share_connection": True}])
+def test_a_cafile_without_certificates_is_named_before_connecting(tmp_path, options):
+    # It used to be an internal error, once the server had answered.
+    (tmp_path / "empty.pem").touch()
+    with pytest.raises(gwt.ConfigError, match=r"empty\.pem' holds no certificates") as info:
+        gwt.connect("https://127.0.0.1:1/", cafile=tmp_path / "empty.pem", **options)
+    assert info.value.field == "cafile"
 
 
 def test_an_expired_certificate_is_refused(tmp_path):
