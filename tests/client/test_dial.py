@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import select
 import socket
+import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from typing import Any
@@ -11,6 +13,7 @@ import gevent
 import gevent.socket
 import pytest
 from gevent.event import Event
+from gevent.monkey import get_original
 
 import gwt
 from gwt import certificates
@@ -21,6 +24,7 @@ from gwt.client.target import parse_url
 from gwt.net.udp import open_socket
 from tests.helpers import eventually, spawn
 from tests.helpers.live import echo, serving
+from tests.scale.peer import Peer
 
 V4, V6 = int(socket.AF_INET), int(socket.AF_INET6)
 
@@ -159,10 +163,16 @@ def connections() -> int:
     return sum(len(each) for pool in ClientHub.current()._sockets.values() for each in pool)
 
 
-def test_an_address_that_is_silent_is_overtaken_and_leaves_nothing(server, names, silent):
+def test_an_address_that_is_silent_is_overtaken_and_leaves_nothing(
+    server, names, silent, monkeypatch
+):
     names("::1", "127.0.0.1")
     black = silent("::1", server.address[1])
+    # What comes right behind the handshake, while the winner's settings are still to come.
+    left: list[int] = []
+    monkeypatch.setattr(certificates, "check_pinned", lambda *_: left.append(connections()))
     with dial(server, attempt_delay=SOON) as session:
+        assert left == [1]
         assert session.remote_address == server.address
         # The first packet, and the word that nobody waits for an answer any more.
         assert black.received() >= 2
@@ -197,6 +207,30 @@ def test_an_address_that_answers_is_the_only_one_tried(server, names, silent):
     with dial(server, attempt_delay=NEVER) as session:
         assert session.remote_address == server.address
     assert [each.received() for each in others] == [0, 0]
+
+
+def test_an_answer_that_waits_on_a_busy_hub_comes_before_the_next_attempt(names, silent):
+    with Peer.server() as server:
+        names("127.0.0.1", "127.0.0.2")
+        other = silent("127.0.0.2", server.port)
+        job = spawn(
+            gwt.connect,
+            f"https://several.example:{server.port}/echo",
+            verify=False,
+            attempt_delay=SOON,
+        )
+        while not connections():
+            gevent.sleep(0)
+        # No greenlet runs until the answer is in the socket, and the next attempt is overdue.
+        (used,) = (each for pool in ClientHub.current()._sockets.values() for each in pool)
+        answer = get_original("select", "poll")()
+        answer.register(used.endpoint._sock.fileno(), select.POLLIN)
+        assert answer.poll(10_000)
+        overdue = time.monotonic() + 2 * SOON
+        while time.monotonic() < overdue:
+            pass
+        job.get().close()
+        assert other.received() == 0
 
 
 def test_one_name_takes_one_handshake_slot_however_many_addresses_it_has(server, names, silent):
