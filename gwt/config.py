@@ -339,16 +339,10 @@ class ClientConfig(TransportConfig):
     """The options of connect() and of the client classes."""
 
     connect_timeout: float | None = 10.0
-    """
-    Limit for a whole connect(): waiting for a slot, name, handshake, session. Two thousand
-    connects at once may take longer: each queues for one of `max_connecting` slots.
-    """
+    """Limit for a whole connect(): waiting for a slot, name, handshake, session."""
 
     attempt_delay: float = 0.25
-    """
-    Seconds until the next address of a name is tried beside one that does not answer (RFC 8305
-    5): at least 0.01. One that is refused does not hold the next one back.
-    """
+    """Until a name's next address is tried beside a silent one (RFC 8305 5); 0.01 at least."""
 
     headers: Mapping[str, str] | Sequence[tuple[str, str]] = field(default_factory=dict)
     """Headers of every request."""
@@ -381,7 +375,7 @@ class ClientConfig(TransportConfig):
     """UDP sockets that a hub's client connections share; None: one each."""
 
     max_connecting: int = 64
-    """Handshakes in flight at a time, a hub."""
+    """Handshakes in flight at a time, a hub; 2,000 connects at once may queue for over 10 s."""
 
     keep_alive: bool = True
     """Whether quiet connections are kept alive by pings."""
@@ -399,18 +393,11 @@ class ClientConfig(TransportConfig):
         TransportConfig.__post_init__(self)
         _check(
             self,
-            positive=(
-                "connect_timeout",
-                "attempt_delay",
-                "retry_delay",
-                "max_retry_delay",
-                "retry_backoff",
-            ),
+            positive=("connect_timeout", "retry_delay", "max_retry_delay", "retry_backoff"),
             at_least={"client_sockets": 1, "max_connecting": 1, "max_retries": 0},
             optional=("connect_timeout", "client_sockets", "max_retries"),
         )
-        if self.attempt_delay < 0.01:
-            raise _bad("attempt_delay", self.attempt_delay, "at least 0.01")
+        _check(self, positive=("attempt_delay",), at_least={})
         if self.retry_backoff < 1:
             raise _bad("retry_backoff", self.retry_backoff, "at least 1.0")
         if self.cafile is not None and not os.path.isfile(self.cafile):

@@ -37,7 +37,8 @@ _CERTIFICATE_ALERTS = frozenset((42, 43, 44, 45, 46, 48, 113, 116))
 # A name may have hundreds of addresses, and each attempt costs a packet and some memory.
 _MOST_ADDRESSES = 16
 
-# RFC 8305 8 wants no longer delay than this.
+# What RFC 8305 8 wants at least and at most between two attempts.
+_LEAST_PATIENCE = 0.01
 _MOST_PATIENCE = 2.0
 
 
@@ -71,7 +72,7 @@ def patience(delay: float, last: float | None) -> float:
     `delay`, or twice `last`, up to 2 seconds (RFC 8305 5): a server that a thousand clients keep
     busy answers late, and would be later still if each of them knocked at two doors.
     """
-    return delay if last is None else max(delay, min(2 * last, _MOST_PATIENCE))
+    return max(delay, _LEAST_PATIENCE, min(2 * (last or 0.0), _MOST_PATIENCE))
 
 
 def next_start(started: float, delay: float, *, answered: bool, failed: bool) -> float:

@@ -68,6 +68,7 @@ def test_the_next_attempt_begins_after_the_delay_or_at_once(answered, failed, st
 def test_a_server_that_was_slow_is_given_more_time(last, seconds):
     assert patience(0.25, last) == seconds
     assert patience(3.0, last) == 3.0
+    assert patience(0.0001, None) == 0.01
 
 
 def test_handshakes_are_remembered_of_so_many_addresses_only():
@@ -359,7 +360,7 @@ def test_killing_the_greenlet_ends_every_attempt(names, silent):
     assert not connections()
 
 
-@pytest.mark.parametrize("value", [0, -1, 0.001, "1", None])
+@pytest.mark.parametrize("value", [0, -1, float("inf"), "1", None])
 def test_an_attempt_delay_that_is_none_is_refused(value):
     with pytest.raises(gwt.ConfigError) as info:
         gwt.connect("https://127.0.0.1/", attempt_delay=value)
