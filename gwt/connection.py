@@ -166,6 +166,9 @@ class WebTransportConnection:
         if self.closed is None:
             self.protocol.close(code or codes.H3_NO_ERROR, reason)
             self.pump()
+            if self._peer is None:
+                # Nothing ever came, so that no packets are to be expected after the end.
+                self._gone()
 
     abort = close
 
@@ -429,8 +432,7 @@ class WebTransportConnection:
         deadline = self.protocol.next_timer()
         now = self._clock()
         if self.closed is not None and self._gone_deadline is None:
-            # Who never said anything need not be told a second time.
-            self._gone_deadline = now if self._peer is None else now + _CLOSING_PERIOD
+            self._gone_deadline = now + _CLOSING_PERIOD
         if deadline is None or (self._gone_deadline is not None and now >= self._gone_deadline):
             self._gone()
             return
