@@ -294,6 +294,18 @@ class ServerConfig(TransportConfig):
     max_pending_handshakes: int = 1024
     """First packets of new connections that wait to be served; then the newest is dropped."""
 
+    retry: str = "auto"
+    """
+    Whether a newcomer must prove its address by one more round trip (RFC 9000 8.1.2): "on", "off",
+    or "auto", which is while `retry_threshold` handshakes are unfinished.
+    """
+
+    retry_threshold: int = 256
+    """
+    More than clients that finish leave unfinished at a time: a hub begins some 500 handshakes a
+    second, and each is done after a round trip. Forged ones then hold a few MB, not gigabytes.
+    """
+
     origins: str | Sequence[str] | None = None
     """Origins allowed beside the server's own; "*" is any."""
 
@@ -317,8 +329,11 @@ class ServerConfig(TransportConfig):
                 "max_sessions": 1,
                 "max_handlers": 1,
                 "max_pending_handshakes": 1,
+                "retry_threshold": 1,
             },
         )
+        if self.retry not in ("off", "on", "auto"):
+            raise _bad("retry", self.retry, '"off", "on" or "auto"')
         origins = [self.origins] if isinstance(self.origins, str) else self.origins
         _check_texts("origins", origins)
         _check_texts("subprotocols", self.subprotocols)

@@ -100,6 +100,9 @@ class WebTransportConnection:
             Callable[[WebTransportConnection, events.SessionRequested], None] | None
         ) = None
 
+        # Told when the handshake is completed; on a server only.
+        self.on_connected: Callable[[WebTransportConnection], object] | None = None
+
         self._clock = clock
         self._hub = get_hub()
         self._thread = native_thread()
@@ -341,6 +344,8 @@ class WebTransportConnection:
             case events.HandshakeCompleted():
                 self.state = ConnectionState.CONNECTED
                 self._changed.notify()
+                if self.on_connected is not None:
+                    self.on_connected(self)
             case events.ConnectionReady():
                 self._changed.notify()
             case events.ConnectionEnded():

@@ -135,7 +135,7 @@ class UdpEndpoint:
         # routed yet, and calls of receivers.
         self._rest: tuple[list[bytes], Address, str | None] | None = None
         self._due: deque[tuple[Callable[..., None], tuple[Any, ...]]] = deque()
-        self._newcomers: deque[tuple[bytes, Address, str | None]] = deque()
+        self.newcomers: deque[tuple[bytes, Address, str | None]] = deque()
         self._max_newcomers = max_newcomers
 
         # What the socket did not take, in order, and who has more to send once that is gone.
@@ -180,7 +180,7 @@ class UdpEndpoint:
                 # libuv aborts the process if a watcher is closed in its own callback.
                 self._loop.run_callback(watcher.close)
         self._reader = self._writer = self._rest = None
-        for queue in (self._due, self._newcomers, self._backlog, self._to_flush, self._path_errors):
+        for queue in (self._due, self.newcomers, self._backlog, self._to_flush, self._path_errors):
             queue.clear()
         self._waiting = 0
         self._sock.close()
@@ -291,8 +291,8 @@ class UdpEndpoint:
                 previous = receiver
                 group = out.setdefault(receiver, {}).setdefault((address, local), [])
                 group.append(data)
-            elif len(self._newcomers) < self._max_newcomers:
-                self._newcomers.append((data, address, local))
+            elif len(self.newcomers) < self._max_newcomers:
+                self.newcomers.append((data, address, local))
                 self._soon()
             else:
                 # The newest goes: the oldest will be served before its peer sends it again.
@@ -317,18 +317,18 @@ class UdpEndpoint:
             self.drain()
         self._serve_newcomers()
         self._flush_waiting()
-        if self._newcomers:
+        if self.newcomers:
             self._soon()
 
     def _serve_newcomers(self) -> None:
         until = self._clock() + _BUDGET
         touched: dict[Receiver, None] = {}
         made = served = 0
-        while self._newcomers and made < _NEWCOMERS_A_TURN and served < _DRAIN:
+        while self.newcomers and made < _NEWCOMERS_A_TURN and served < _DRAIN:
             if served and self._clock() >= until:
                 break
             served += 1
-            args = self._newcomers.popleft()
+            args = self.newcomers.popleft()
             # A first flight can span two datagrams, so that the receiver may exist by now.
             receiver = self._call(self._route, *args)
             if receiver is NEWCOMER:

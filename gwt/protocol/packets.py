@@ -57,6 +57,8 @@ class Newcomer:
     version: int = 0
     destination: bytes = b""
     source: bytes = b""
+    # What the client brings along from a Retry packet; empty the first time.
+    token: bytes = b""
 
     def version_negotiation(self) -> bytes:
         """Return the packet that tells the client which versions there are (RFC 9000 6)."""
@@ -96,7 +98,7 @@ def classify(data: bytes) -> Newcomer:
     # RFC 9000 7.2: a client's first destination connection id has at least 8 bytes.
     if header.packet_type is not QuicPacketType.INITIAL or len(header.destination_cid) < 8:
         return _DROP
-    return Newcomer(Kind.INITIAL, version, header.destination_cid, header.source_cid)
+    return Newcomer(Kind.INITIAL, version, header.destination_cid, header.source_cid, header.token)
 
 
 def encode_refusal(newcomer: Newcomer, code: int, reason: str = "") -> bytes:

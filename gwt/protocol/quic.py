@@ -22,7 +22,7 @@ from typing import Any
 
 from aioquic.quic import events as quic_events
 from aioquic.quic.configuration import QuicConfiguration
-from aioquic.quic.connection import END_STATES, QuicConnectionState
+from aioquic.quic.connection import END_STATES, QuicConnectionState, QuicNetworkPath
 from aioquic.quic.packet import QuicFrameType
 from aioquic.tls import Group
 from cryptography.hazmat.primitives.serialization import Encoding
@@ -64,13 +64,22 @@ class _Connection(Connection):
         if self._is_client:
             self.tls._supported_groups = _KEY_GROUPS
 
+    def _find_network_path(self, addr: Address) -> QuicNetworkPath:
+        path = super()._find_network_path(addr)
+        if self._retry_source_connection_id and not self._is_client and not self._network_paths:
+            # RFC 9000 8.1.2: a token from this address let the first packet in.
+            path.is_validated = True
+        return path
+
 
 class Quic:
     """
     One QUIC connection.
 
     A client is made from its options, and `connect` starts it; a server also needs the
-    destination connection id of the first packet. Nothing here raises on what a peer sent.
+    destination connection id of the first packet, and if a Retry came before, what that told the
+    client to write to: then the first packet's address counts as validated. Nothing here raises
+    on what a peer sent.
     """
 
     def __init__(
@@ -80,6 +89,7 @@ class Quic:
         budget: SendBudget | None = None,
         configuration: QuicConfiguration | None = None,
         original_destination_connection_id: bytes | None = None,
+        retry_source_connection_id: bytes | None = None,
     ) -> None:
         self._options = options
         self._quic = _Connection(
@@ -87,6 +97,7 @@ class Quic:
             budget or SendBudget(),
             configuration=configuration or options.configuration(),
             original_destination_connection_id=original_destination_connection_id,
+            retry_source_connection_id=retry_source_connection_id,
         )
         self.is_client = options.is_client
 

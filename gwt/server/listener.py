@@ -7,6 +7,7 @@ connections; sessions are server.py's affair.
 
 from __future__ import annotations
 
+import os
 import time
 from collections.abc import Callable
 from typing import Any
@@ -20,7 +21,7 @@ from ..errors import LimitExceeded
 from ..manager.connection import ConnectionManager
 from ..net.udp import NEWCOMER, Address, NewcomerType, UdpEndpoint
 from ..observe import Counters
-from ..protocol import codes, packets
+from ..protocol import codes, packets, retry
 from ..protocol.events import SessionRequested
 from ..protocol.quic import Quic
 from ..protocol.seam import VERSIONS, QuicOptions
@@ -40,6 +41,7 @@ class QuicListener:
         connections: ConnectionManager,
         on_request: Callable[[WebTransportConnection, SessionRequested], None],
         *,
+        retry_key: bytes | None = None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self.config = config
@@ -63,6 +65,11 @@ class QuicListener:
         # stay here through their closing period, when the manager has let them go already.
         self._routes: dict[bytes, WebTransportConnection] = {}
         self._stopping = False
+
+        # Connections whose handshake is under way, and what seals the tokens of Retry packets:
+        # listeners that share a port have to share it.
+        self._unfinished: set[WebTransportConnection] = set()
+        self._retry_key = retry_key or os.urandom(32)
         self.endpoint = UdpEndpoint(
             sock,
             route=self._route,
@@ -95,8 +102,12 @@ class QuicListener:
         return bool(self._routes)
 
     def stats(self) -> dict[str, int]:
-        """Return the counters of the socket and of refused connections."""
-        return {**self.endpoint.stats, **self.counters}
+        """Return the counters of the socket and of newcomers, and how many are at it."""
+        return {
+            **self.endpoint.stats,
+            **self.counters,
+            "handshakes_unfinished": len(self._unfinished),
+        }
 
     def _route(
         self, data: bytes, address: Address, local: str | None
@@ -106,23 +117,59 @@ class QuicListener:
             return connection
         newcomer = packets.classify(data)
         if newcomer.kind is packets.Kind.INITIAL:
-            return NEWCOMER
+            return None if self._admit(newcomer, address, local) is None else NEWCOMER
         if newcomer.kind is packets.Kind.NEGOTIATE:
             self.counters["versions_negotiated"] += 1
             self.endpoint.send([newcomer.version_negotiation()], address, local)
         return None
 
+    def _admit(
+        self, newcomer: packets.Newcomer, address: Address, local: str | None
+    ) -> bytes | None:
+        """
+        Return the connection id that a newcomer wrote to first, before any Retry.
+
+        None for one who has to prove its address, or failed to: it is answered at once, which
+        needs no state, and no place in the queue.
+        """
+        now = self._clock()
+        try:
+            original = retry.open_token(self._retry_key, newcomer, address, now)
+        except retry.InvalidToken as exc:
+            # RFC 9000 8.1.2: a client takes no second Retry, so that it is told the end.
+            self.counters["tokens_invalid"] += 1
+            answer = packets.encode_refusal(newcomer, codes.QUIC_INVALID_TOKEN, str(exc))
+        else:
+            if original is not None or not self._retry_wanted:
+                return original or newcomer.destination
+            self.counters["retries_sent"] += 1
+            answer = retry.encode_retry(self._retry_key, newcomer, address, now)
+        self.endpoint.send([answer], address, local)
+        return None
+
+    @property
+    def _retry_wanted(self) -> bool:
+        config = self.config
+        if self._stopping or config.retry != "auto":
+            return config.retry == "on" and not self._stopping
+        return len(self._unfinished) + len(self.endpoint.newcomers) >= config.retry_threshold
+
     def _newcomer(
         self, data: bytes, address: Address, local: str | None
     ) -> WebTransportConnection | None:
         newcomer = packets.classify(data)
+        original = self._admit(newcomer, address, local)
+        if original is None:
+            return None
         connection = None
         if not self._stopping:
+            retried = original != newcomer.destination
             quic = Quic(
                 self._options,
                 budget=self._budget,
                 configuration=self._configurations[newcomer.version],
-                original_destination_connection_id=newcomer.destination,
+                original_destination_connection_id=original,
+                retry_source_connection_id=newcomer.destination if retried else None,
             )
             connection = WebTransportConnection(
                 self.endpoint,
@@ -145,5 +192,8 @@ class QuicListener:
             return None
         connection.handshake_deadline = self._clock() + self.config.handshake_timeout
         connection.on_request = self._on_request
+        self._unfinished.add(connection)
+        connection.on_connected = self._unfinished.discard
+        connection.on_end(self._unfinished.discard)
         connection.add_route(newcomer.destination)
         return connection

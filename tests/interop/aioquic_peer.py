@@ -153,12 +153,18 @@ async def run_client(port: int, path: str) -> None:
     print(json.dumps({"status": status, **said}))
 
 
-async def run_server(certfile: str, keyfile: str) -> None:
+async def run_server(certfile: str, keyfile: str, *flags: str) -> None:
     server_configuration = configuration(is_client=False)
     server_configuration.load_cert_chain(certfile, keyfile)
     # aioquic's serve() does not say which port it got.
     loop = asyncio.get_running_loop()
-    server = await serve("127.0.0.1", 0, configuration=server_configuration, create_protocol=Server)
+    server = await serve(
+        "127.0.0.1",
+        0,
+        configuration=server_configuration,
+        create_protocol=Server,
+        retry="retry" in flags,
+    )
     print(server._transport.get_extra_info("sockname")[1], flush=True)
     await loop.run_in_executor(None, sys.stdin.read)
     server.close()

@@ -39,17 +39,23 @@ def test_aioquic_s_client_talks_to_our_server():
         }
 
 
+def test_aioquic_s_client_comes_again_behind_a_retry():
+    with live.serving(live.echo, "/echo", retry="on") as server:
+        assert ask(server, "/echo")["bidirectional"] is True
+        assert server.stats()["udp"]["retries_sent"] == 1
+
+
 def test_aioquic_s_client_is_told_that_there_is_nothing():
     with live.serving(live.echo, "/echo") as server:
         assert ask(server, "/nowhere") == {"status": "404"}
 
 
 @pytest.fixture
-def url(tmp_path) -> Iterator[str]:
-    """Where aioquic's server listens."""
+def url(tmp_path, request) -> Iterator[str]:
+    """Where aioquic's server listens; a parameter goes to its command line."""
     files = certificates.write(tmp_path, certificates.generate())
     process = gevent.subprocess.Popen(
-        [sys.executable, PEER, "server", *map(str, files)],
+        [sys.executable, PEER, "server", *map(str, files), getattr(request, "param", "")],
         stdin=gevent.subprocess.PIPE,
         stdout=gevent.subprocess.PIPE,
     )
@@ -75,6 +81,16 @@ def test_our_client_talks_to_aioquic_s_server(url):
 
         session.send_datagram(b"datagram")
         assert session.receive_datagram(timeout=10) == b"datagram"
+
+
+@pytest.mark.parametrize("url", ["retry"], indirect=True)
+def test_our_client_comes_again_when_aioquic_s_server_sends_a_retry(url):
+    with gwt.connect(f"{url}/echo", verify=False) as session:
+        stream = session.create_bidirectional_stream()
+        stream.write_all(b"behind a retry")
+        assert stream.read_all(timeout=10) == b"behind a retry"
+        quic = session.connection.protocol.quic._quic
+        assert quic._retry_count == 1
 
 
 def test_many_short_streams_to_aioquic_s_server(url):

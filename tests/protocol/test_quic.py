@@ -78,6 +78,7 @@ CONNECTION = {
     "_remote_max_idle_timeout": (type(None), float, int),
     "_remote_max_streams_bidi": int,
     "_remote_max_streams_uni": int,
+    "_retry_source_connection_id": type(None),
     "_state": QuicConnectionState,
     "_streams": dict,
     "_streams_queue": list,
@@ -105,6 +106,7 @@ def test_connection_has_its_peers_id_and_its_logger():
     "name, parameters",
     [
         ("_get_or_create_stream", ["self", "frame_type", "stream_id"]),
+        ("_find_network_path", ["self", "addr"]),
         ("_initialize", ["self", "peer_cid"]),
         ("_handle_max_stream_data_frame", ["self", "context", "frame_type", "buf"]),
         ("request_key_update", ["self"]),
