@@ -13,6 +13,7 @@ import logging
 import time
 import traceback
 from collections.abc import Callable, MutableMapping
+from operator import itemgetter
 from typing import TYPE_CHECKING, Any, Self
 
 import gevent
@@ -43,7 +44,7 @@ _STALL = 0.05
 _MAX_STALL_READING = 1.0
 
 # How long a closed connection still takes its peer's packets. RFC 9000 10.2 says three PTOs, which
-# are many seconds after a stall; what comes later is dropped as of an unknown connection.
+# are many seconds after a stall; what comes later is answered by a server's listener.
 _CLOSING_PERIOD = 0.25
 
 _ids = itertools.count(1)
@@ -112,14 +113,14 @@ class WebTransportConnection:
         self._end_callbacks: list[Callable[[Any], None]] | None = []
         self._gone_callbacks: list[Callable[[], None]] = []
 
-        # Where a client sends to first; where packets come from, and to which address of ours.
+        # Where a client sends to first; where the peer is now, and which address of ours it uses.
         self.destination: Address | None = None
         self._peer: Address | None = None
         self._local: str | None = None
 
-        # Connection ids that lead here.
+        # Connection ids that lead here, or did until it was gone.
         self._routes = routes
-        self._connection_ids: set[bytes] = set()
+        self.connection_ids: set[bytes] = set()
 
         # True while a flush is due at the end of this turn of the loop.
         self._flush_due = False
@@ -141,7 +142,11 @@ class WebTransportConnection:
 
     @property
     def remote_address(self) -> tuple[str, int] | None:
-        """The peer's address as (host, port), as its last packet had it; IPv4 never mapped."""
+        """
+        The peer's address as (host, port), which changes when it moves (RFC 9000 9).
+
+        IPv4 addresses are never mapped.
+        """
         return shown(self._peer) if self._peer is not None else None
 
     @property
@@ -259,7 +264,7 @@ class WebTransportConnection:
 
     def add_route(self, connection_id: bytes) -> None:
         """Take datagrams for a connection id."""
-        self._connection_ids.add(connection_id)
+        self.connection_ids.add(connection_id)
         self._routes[connection_id] = self
 
     def on_gone(self, callback: Callable[[], None]) -> None:
@@ -271,10 +276,15 @@ class WebTransportConnection:
     def receive(self, datagrams: list[bytes], address: Address, local: str | None) -> None:
         """Take datagrams. Never raises: the reader must live."""
         now = self.last_active = self._clock()
-        self._peer = address
-        self._local = local
         try:
-            self._dispatch_all(self.protocol.receive_datagrams(datagrams, address, now))
+            happened = self.protocol.receive_datagrams(datagrams, address, now)
+            peer = self.protocol.quic.peer_address
+            if peer == address:
+                # Not where just anybody says that the packet comes from: QUIC decides.
+                if self._peer not in (None, peer):
+                    self.counters["migrations"] += 1
+                self._peer, self._local = peer, local
+            self._dispatch_all(happened)
         except Exception:
             # Safety net: the protocol closes on a peer's errors, it does not raise.
             self._broken()
@@ -424,12 +434,9 @@ class WebTransportConnection:
                 self._gone()
 
     def _send(self, outgoing: list[tuple[bytes, Address]]) -> None:
-        address = outgoing[0][1]
-        if outgoing[-1][1] == address:
-            self.endpoint.send([data for data, _ in outgoing], address, self._local)
-            return
-        for data, destination in outgoing:  # Probes of a new path go elsewhere than the rest.
-            self.endpoint.send([data], destination, self._local)
+        # Probes of another path go elsewhere than the rest.
+        for address, group in itertools.groupby(outgoing, key=itemgetter(1)):
+            self.endpoint.send([data for data, _ in group], address, self._local)
 
     # Time
 
@@ -489,7 +496,7 @@ class WebTransportConnection:
         self.send_now()
 
     def _drop_route(self, connection_id: bytes) -> None:
-        self._connection_ids.discard(connection_id)
+        self.connection_ids.discard(connection_id)
         if self._routes.get(connection_id) is self:
             del self._routes[connection_id]
 
@@ -497,8 +504,9 @@ class WebTransportConnection:
         """The closing period is over: nothing leads here any more."""
         self._timer.close()
         self._flush_due = False
-        for connection_id in list(self._connection_ids):
-            self._drop_route(connection_id)
+        for connection_id in self.connection_ids:
+            if self._routes.get(connection_id) is self:
+                del self._routes[connection_id]
         callbacks, self._gone_callbacks = self._gone_callbacks, []
         for callback in callbacks:
             callback()

@@ -131,8 +131,8 @@ def world():
 def test_connection_ids_lead_to_the_connection_until_it_is_gone(world):
     w = world()
     # More than one: the peer may use another when it moves.
-    assert len(w.server._connection_ids) > 1
-    assert all(w.routes[cid] is w.server for cid in w.server._connection_ids)
+    assert len(w.server.connection_ids) > 1
+    assert all(w.routes[cid] is w.server for cid in w.server.connection_ids)
     gone = []
     w.server.on_gone(lambda: gone.append(True))
     w.server.close(0x105, "bye")
@@ -274,3 +274,29 @@ def test_statistics_have_the_documented_keys(world):
         "datagrams_dropped",
         "sessions",
     } <= set(stats)
+
+
+def test_what_goes_to_several_addresses_goes_to_each_in_order(world, monkeypatch):
+    w = world()
+    sent = []
+    monkeypatch.setattr(
+        w.ends[1], "send", lambda data, address, local=None: sent.append((data, address))
+    )
+    elsewhere = ("198.51.100.9", 9)
+    w.server._send([(b"1", CLIENT), (b"2", CLIENT), (b"probe", elsewhere), (b"3", CLIENT)])
+    assert sent == [([b"1", b"2"], CLIENT), ([b"probe"], elsewhere), ([b"3"], CLIENT)]
+
+
+def test_the_peer_is_where_quic_says_it_is(world):
+    w = world()
+    elsewhere = ("198.51.100.9", 9)
+    assert w.server.remote_address == CLIENT
+    # Of no use: nobody who does not have the keys moves a connection.
+    w.server.receive([b"\x40" + w.server.protocol.quic.connection_id + bytes(60)], elsewhere, "::1")
+    assert w.server.remote_address == CLIENT
+    assert not w.server.stats().get("migrations")
+    w.client.protocol.quic.ping()
+    w.client.send_now()
+    w.server.receive(list(w.ends[0].outbox), elsewhere, None)
+    assert w.server.remote_address == elsewhere
+    assert w.server.stats()["migrations"] == 1

@@ -23,6 +23,7 @@ from ..net.udp import NEWCOMER, Address, NewcomerType, UdpEndpoint
 from ..observe import Counters
 from ..protocol import codes, packets, retry
 from ..protocol.events import SessionRequested
+from ..protocol.farewell import Farewells
 from ..protocol.quic import Quic
 from ..protocol.seam import VERSIONS, QuicOptions
 from ..protocol.webtransport import WebTransport
@@ -65,6 +66,9 @@ class QuicListener:
         # stay here through their closing period, when the manager has let them go already.
         self._routes: dict[bytes, WebTransportConnection] = {}
         self._stopping = False
+
+        # The idle timeout is what ends the other side where our close was lost.
+        self._farewells = Farewells(config.idle_timeout)
 
         # Connections whose handshake is under way, and what seals the tokens of Retry packets:
         # listeners that share a port have to share it.
@@ -112,9 +116,16 @@ class QuicListener:
     def _route(
         self, data: bytes, address: Address, local: str | None
     ) -> WebTransportConnection | NewcomerType | None:
-        connection = self._routes.get(packets.routing_id(data))
+        connection_id = packets.routing_id(data)
+        connection = self._routes.get(connection_id)
         if connection is not None:
             return connection
+        farewell = self._farewells.find(connection_id, self._clock())
+        if farewell is not None:
+            if farewell.answers(data):
+                self.counters["closes_repeated"] += 1
+                self.endpoint.send([farewell.datagram], address, local)
+            return None
         newcomer = packets.classify(data)
         if newcomer.kind is packets.Kind.INITIAL:
             return None if self._admit(newcomer, address, local) is None else NEWCOMER
@@ -196,4 +207,10 @@ class QuicListener:
         connection.on_connected = self._unfinished.discard
         connection.on_end(self._unfinished.discard)
         connection.add_route(newcomer.destination)
+        connection.on_gone(lambda: self._gone(connection))
         return connection
+
+    def _gone(self, connection: WebTransportConnection) -> None:
+        farewell = connection.protocol.quic.farewell
+        if farewell is not None:
+            self._farewells.add(connection.connection_ids, farewell, self._clock())

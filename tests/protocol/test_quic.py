@@ -102,6 +102,15 @@ def test_connection_has_its_peers_id_and_its_logger():
         assert isinstance(getattr(connection._local_max_data, name), int)
 
 
+def test_a_path_counts_its_bytes_and_knows_whether_it_is_validated():
+    connection = client_connection()
+    connection.connect(SERVER, 0.0)
+    (path,) = connection._network_paths
+    for name in ("bytes_received", "bytes_sent", "is_validated"):
+        assert isinstance(getattr(path, name), int), LOST.format("quic.py", name)
+    assert connection.get_peer_address() == path.addr == SERVER
+
+
 @pytest.mark.parametrize(
     "name, parameters",
     [
