@@ -510,3 +510,4 @@ class WebTransportConnection:
         callbacks, self._gone_callbacks = self._gone_callbacks, []
         for callback in callbacks:
             callback()
+        self.protocol.quic.release()

@@ -65,6 +65,8 @@ class Timer:
         """Cancel, and ignore every later arm(). Idempotent."""
         self.cancel()
         self._closed = True
+        # The owner's method, as a rule: it would hold the owner until the collector comes.
+        self._callback = bool
 
     def _start(self, at: float) -> None:
         self._fires_at = at

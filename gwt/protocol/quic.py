@@ -31,6 +31,7 @@ from .datagrams import DatagramQueue
 from .farewell import Farewell
 from .pacing import Pacer
 from .quicconnection import Connection
+from .quicend import release
 from .quicreceive import StreamData
 from .quicreset import PartialReceiver
 from .quicstream import Sender, Stream
@@ -254,6 +255,10 @@ class Quic:
         # room for the rest of the packet, and encode when the packet is made.
         short = reason.encode("utf-8", "replace")[:512].decode("utf-8", "ignore")
         self._quic.close(code, None if application else QuicFrameType.PADDING, short)
+
+    def release(self) -> None:
+        """Free what only a living connection needs; nothing is fed or polled any more."""
+        release(self._quic)
 
     # Streams
 

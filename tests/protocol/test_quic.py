@@ -8,9 +8,11 @@ release of aioquic that changes one fails here, by name, before anything strange
 from __future__ import annotations
 
 import ast
+import gc
 import importlib.metadata
 import inspect
 import ssl
+import weakref
 from collections import deque
 from pathlib import Path
 
@@ -29,6 +31,7 @@ from gwt.protocol import (
     quic,
     quicconnection,
     quiccrypto,
+    quicend,
     quicreceive,
     quicreset,
     quicsend,
@@ -60,6 +63,10 @@ CONNECTION = {
     "_QuicConnection__frame_handlers": dict,
     "_close_event": type(None),
     "_configuration": QuicConfiguration,
+    "_crypto_buffers": dict,
+    "_crypto_streams": dict,
+    "_cryptos": dict,
+    "_cryptos_initial": dict,
     "_datagrams_pending": deque,
     "_events": deque,
     "_is_client": bool,
@@ -183,7 +190,9 @@ def test_bursts_are_of_up_to_64_packets():
     assert pacer.bucket_max < 3 * pacer.packet_time
 
 
-@pytest.mark.parametrize("name", ["_rtt_smoothed", "_rtt_min", "_rtt_initialized", "_pacer"])
+@pytest.mark.parametrize(
+    "name", ["_rtt_smoothed", "_rtt_min", "_rtt_initialized", "_pacer", "_send_probe", "spaces"]
+)
 def test_recovery_has_the_attribute(name):
     assert hasattr(client_connection()._loss, name), LOST.format("quic.py", name)
 
@@ -300,7 +309,15 @@ def test_every_private_attribute_that_the_seam_uses_is_asserted_here():
     )
     trees = {
         module.__name__: ast.parse(inspect.getsource(module))
-        for module in (quic, quicconnection, quiccrypto, quicreceive, quicsend, quicstream)
+        for module in (
+            quic,
+            quicconnection,
+            quiccrypto,
+            quicend,
+            quicreceive,
+            quicsend,
+            quicstream,
+        )
     }
     nodes = [(name, node) for name, tree in trees.items() for node in ast.walk(tree)]
     ours = {
@@ -323,6 +340,13 @@ def test_every_private_attribute_that_the_seam_uses_is_asserted_here():
         if node.attr == "_peer_certificate":
             continue  # test_certificate_of_the_peer_is_der
         assert node.attr in here, f"{module}:{node.lineno}: {node.attr}"
+
+
+def test_a_packet_space_knows_what_was_sent():
+    pair = Pair()
+    pair.run_until(lambda: pair.server is not None)
+    for space in pair.server.protocol.quic._quic._spaces.values():
+        assert isinstance(space.sent_packets, dict), LOST.format("quicend.py", "sent_packets")
 
 
 # What the seam promises
@@ -486,3 +510,45 @@ def test_stats_have_their_names_and_are_numbers():
     assert stats["rtt"] == pytest.approx(2 * pair.latency, rel=0.5)
     assert stats["packets_sent"] > 0 < stats["bytes_received"]
     assert all(isinstance(value, (int, float)) for value in stats.values())
+
+
+def test_a_connection_that_is_released_goes_without_the_garbage_collector():
+    """A crowd of dead ones would hold 80 KiB each, of which the collector sees only a little."""
+    pair = Pair()
+    pair.session()
+    pair.run(0.5)
+    pair.server.protocol.close()
+    pair.run(5)
+    for end in pair.ends():
+        end.protocol.quic.release()
+        gone = weakref.ref(end.protocol.quic._quic)
+        gc.disable()
+        try:
+            end.protocol = None
+            assert gone() is None
+        finally:
+            gc.enable()
+
+
+def test_what_was_released_still_answers():
+    pair = Pair()
+    session = pair.session()
+    stream = pair.client.protocol.open_stream(session, False)
+    pair.client.protocol.send_stream(stream, b"x")
+    pair.run(0.5)
+    client = pair.client.protocol
+    client.close(0x123)
+    client.datagrams_to_send(pair.now)
+    quic = client.quic
+    for _ in range(2):
+        quic.release()
+        quic.feed([bytes(50)], SERVER, pair.now)
+        quic.poll(pair.now)
+        assert quic.closed and not quic.write(stream, b"x") and not quic.send_datagram(b"x")
+        assert quic.buffered(stream) == 0 and quic.peer_certificate == b""
+        assert quic.peer_address == SERVER and quic.stats()["streams"] == 0
+        quic.reset(stream, 1)
+        quic.stop(stream, 1)
+        quic.ping()
+        quic.close(1)
+        quic.on_timer(pair.now + 100)

@@ -1,9 +1,9 @@
 """
 A process of its own for tests of scale: a server or a client that does what it is told.
 
-Run as ``python -m tests.scale.peer server`` or ``... client PORT``. It answers one JSON object a
-line with one; what a command does stands at the methods of Common, Serving and Connecting, by
-its name. `Peer`, at the end, is the other end of that, for a test.
+Run as ``python -m tests.scale.peer server [OPTIONS]`` (as JSON) or ``... client PORT``. It answers
+one JSON object a line with one; what a command does stands at the methods of Common, Serving and
+Connecting, by its name. `Peer`, at the end, is the other end of that, for a test.
 """
 
 from __future__ import annotations
@@ -112,7 +112,7 @@ class Common:
 class Serving(Common):
     """A server with one path for each way to treat a session."""
 
-    def __init__(self) -> None:
+    def __init__(self, **options: Any) -> None:
         super().__init__()
         app = gwt.App()
         app.webtransport("/echo")(self.echo)
@@ -120,7 +120,7 @@ class Serving(Common):
         app.webtransport("/accept")(self.accept)
         app.webtransport("/digest")(self.answer_digest)
         app.webtransport("/pour/<int:streams>/<int:size>")(self.pour_and_wait)
-        self.server = gwt.Server(app, "127.0.0.1:0", stop_timeout=0.5)
+        self.server = gwt.Server(app, "127.0.0.1:0", stop_timeout=0.5, **options)
 
     def echo(self, session: gwt.WebTransportSession) -> None:
         def datagrams() -> None:
@@ -228,8 +228,8 @@ class Peer:
         )
 
     @classmethod
-    def server(cls) -> Self:
-        peer = cls("server")
+    def server(cls, **options: Any) -> Self:
+        peer = cls("server", json.dumps(options))
         peer.port = peer._answer()["port"]
         peer.url = f"https://127.0.0.1:{peer.port}"
         return peer
@@ -279,6 +279,6 @@ def rest(*peers: Peer) -> list[int]:
 
 if __name__ == "__main__":
     if sys.argv[1] == "server":
-        Serving().run()
+        Serving(**json.loads(sys.argv[2])).run()
     else:
         Connecting(int(sys.argv[2])).run()

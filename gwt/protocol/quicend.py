@@ -1,0 +1,41 @@
+"""
+The end of aioquic's connection: what a dead one would hold until the garbage collector comes.
+
+Part of the seam of quic.py. A connection of aioquic's is a knot of references to itself, 80 KiB
+of it keys, TLS and buffers that the collector does not see the weight of.
+"""
+
+from __future__ import annotations
+
+from aioquic.quic.connection import QuicConnectionState
+
+from .quicconnection import Connection
+
+__all__ = ["release"]
+
+
+def release(connection: Connection) -> None:
+    """Cut the knot and drop what is heavy. What is asked of it later has an answer all the same."""
+    connection._state = QuicConnectionState.TERMINATED
+    for space in connection._spaces.values():
+        # Each names who is to hear of its acknowledgement.
+        space.sent_packets.clear()
+    connection._loss.spaces = []
+    connection._loss._send_probe = _nothing
+    for held in (
+        connection._cryptos,
+        connection._cryptos_initial,
+        connection._crypto_buffers,
+        connection._crypto_streams,
+        connection._spaces,
+        connection._streams,
+        connection._QuicConnection__frame_handlers,  # type: ignore[attr-defined]
+    ):
+        held.clear()
+    connection._streams_queue.clear()
+    if hasattr(connection, "tls"):
+        del connection.tls
+
+
+def _nothing() -> None:
+    pass
