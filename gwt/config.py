@@ -273,6 +273,12 @@ class ServerConfig(TransportConfig):
     handshake_timeout: float = 10.0
     """How long a peer may take from its first packet to a completed handshake."""
 
+    unused_timeout: float = 15.0
+    """
+    How long a connection may be without a session: longer than a page takes to open its next one,
+    shorter than the 30 s after which a browser gives up one that it does not need any more.
+    """
+
     keep_alive: bool = False
     """Whether the server pings quiet peers. Off: clients keep their connections alive."""
 
@@ -323,7 +329,12 @@ class ServerConfig(TransportConfig):
         TransportConfig.__post_init__(self)
         _check(
             self,
-            positive=("stop_timeout", "handshake_timeout", "connection_idle_check_interval"),
+            positive=(
+                "stop_timeout",
+                "handshake_timeout",
+                "unused_timeout",
+                "connection_idle_check_interval",
+            ),
             at_least={
                 "max_connections": 1,
                 "max_sessions": 1,

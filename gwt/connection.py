@@ -21,7 +21,7 @@ from gevent.hub import get_hub
 
 from .config import TransportConfig
 from .errors import ConnectionClosed
-from .net.timers import Timer
+from .lifetime import Lifetime
 from .net.udp import Address, UdpEndpoint
 from .net.udpsocket import shown
 from .net.waiting import Deadline, Signal, native_thread
@@ -38,19 +38,10 @@ __all__ = ["ConnectionState", "WebTransportConnection"]
 
 logger = logging.getLogger("gwt")
 
-# A timer that is later than this was late because the hub was blocked: what waits in the socket
-# is read first, and for at most this long, before time-outs count.
-_STALL = 0.05
-_MAX_STALL_READING = 1.0
-
-# How long a closed connection still takes its peer's packets. RFC 9000 10.2 says three PTOs, which
-# are many seconds after a stall; what comes later is answered by a server's listener.
-_CLOSING_PERIOD = 0.25
-
 _ids = itertools.count(1)
 
 
-class WebTransportConnection:
+class WebTransportConnection(Lifetime):
     """
     One QUIC connection and the sessions on it; user code meets it as ``session.connection``.
 
@@ -68,16 +59,13 @@ class WebTransportConnection:
         clock: Callable[[], float] = time.monotonic,
         changed: Signal | None = None,
     ) -> None:
+        super().__init__(config, keep_alive=keep_alive, clock=clock)
         self.endpoint = endpoint
         self.protocol = protocol
-        self.config = config
         self.id = f"connection-{next(_ids)}"
         self.state = ConnectionState.CONNECTING
         self.counters = Counters()
         self.is_client = protocol.is_client
-
-        # The peer's last packet, on the monotonic clock.
-        self.last_active = clock()
 
         # Sessions by CONNECT stream id; a session leaves when it ended, before its handler
         # returns. Streams by id, of all sessions.
@@ -90,12 +78,6 @@ class WebTransportConnection:
         # What the network said instead of a peer.
         self.network_error: OSError | None = None
 
-        # When a handshake that is not completed is given up (None leaves it to the caller), a
-        # client's connection without sessions, and when a closed one is forgotten.
-        self.handshake_deadline: float | None = None
-        self._unused_deadline: float | None = None
-        self._gone_deadline: float | None = None
-
         # Answers a request for a session; on a server only.
         self.on_request: (
             Callable[[WebTransportConnection, events.SessionRequested], None] | None
@@ -104,11 +86,8 @@ class WebTransportConnection:
         # Told when the handshake is completed; on a server only.
         self.on_connected: Callable[[WebTransportConnection], object] | None = None
 
-        self._clock = clock
         self._hub = get_hub()
         self._thread = native_thread()
-        self._keep_alive = keep_alive
-        self._pinged_at = 0.0
         self._changed = changed or Signal()
         self._end_callbacks: list[Callable[[Any], None]] | None = []
         self._gone_callbacks: list[Callable[[], None]] = []
@@ -124,7 +103,6 @@ class WebTransportConnection:
 
         # True while a flush is due at the end of this turn of the loop.
         self._flush_due = False
-        self._timer = Timer(self._on_timer, clock=clock)
         self.add_route(protocol.quic.connection_id)
 
     def __repr__(self) -> str:
@@ -248,6 +226,7 @@ class WebTransportConnection:
         self._sessions.pop(session.stream_id, None)
         self.protocol.reject_session(session.stream_id, status, **answer)
         session.feed_ended(None, f"rejected with status {status}", False)
+        self.note_unused()
         self.pump()
 
     def add_session(self, session: WebTransportSession) -> None:
@@ -342,8 +321,7 @@ class WebTransportConnection:
             case events.SessionEnded(session_id, code, reason, remote):
                 if (session := self._sessions.pop(session_id, None)) is not None:
                     session.feed_ended(code, reason, remote)
-                if self.is_client and not self._sessions:
-                    self._unused_deadline = self._clock() + self.config.close_timeout
+                self.note_unused()
             case events.SessionGone():
                 self._changed.notify()
                 self._close_if_unused()
@@ -437,63 +415,6 @@ class WebTransportConnection:
         # Probes of another path go elsewhere than the rest.
         for address, group in itertools.groupby(outgoing, key=itemgetter(1)):
             self.endpoint.send([data for data, _ in group], address, self._local)
-
-    # Time
-
-    def _arm(self) -> None:
-        deadline = self.protocol.next_timer()
-        now = self._clock()
-        if self.closed is not None and self._gone_deadline is None:
-            self._gone_deadline = now + _CLOSING_PERIOD
-        if deadline is None or (self._gone_deadline is not None and now >= self._gone_deadline):
-            self._gone()
-            return
-        for other in (self._ping_due(), self._give_up_at(), self._gone_deadline):
-            if other is not None and other < deadline:
-                deadline = other
-        self._timer.arm(deadline)
-
-    def _give_up_at(self) -> float | None:
-        if self.state is ConnectionState.CONNECTING:
-            return self.handshake_deadline if self.closed is None else None
-        return None if self._sessions or self.closed is not None else self._unused_deadline
-
-    def _ping_due(self) -> float | None:
-        if not self._keep_alive or self.state is not ConnectionState.CONNECTED:
-            return None
-        interval = min(self.config.keep_alive_interval, self.protocol.quic.idle_timeout / 3)
-        return max(self.last_active, self._pinged_at) + interval
-
-    def _on_timer(self) -> None:
-        now = self._clock()
-        due = self._timer.deadline or now
-        if now - due > _STALL or self.endpoint.behind:
-            # The hub was blocked, or is behind: the peer's packets may be waiting in the socket,
-            # and they go before any time-out.
-            self.endpoint.drain()
-            if self.endpoint.behind and now - due < _MAX_STALL_READING:
-                # Not a callback: those of one turn run before the loop reads again.
-                self._timer.arm(None)
-                self._timer.arm(due)
-                return
-        try:
-            ping, give_up = self._ping_due(), self._give_up_at()
-            if ping is not None and now >= ping:
-                self._pinged_at = now
-                self.protocol.quic.ping()
-            if give_up is not None and now >= give_up:
-                if self.state is ConnectionState.CONNECTED:
-                    self.protocol.close(codes.H3_NO_ERROR)
-                else:
-                    self.counters.note("handshakes_timed_out")
-                    self.protocol.quic.close(
-                        codes.QUIC_CONNECTION_REFUSED, "handshake timeout", application=False
-                    )
-            self._dispatch_all(self.protocol.on_timer(now))
-        except Exception:
-            # Safety net, as in receive().
-            self._broken()
-        self.send_now()
 
     def _drop_route(self, connection_id: bytes) -> None:
         self.connection_ids.discard(connection_id)

@@ -300,3 +300,65 @@ def test_the_peer_is_where_quic_says_it_is(world):
     w.server.receive(list(w.ends[0].outbox), elsewhere, None)
     assert w.server.remote_address == elsewhere
     assert w.server.stats()["migrations"] == 1
+
+
+def keeps_its_connection(client):
+    """Let a client of ours leave its connection open, as Chromium does."""
+    client.unused_timeout = 1000.0
+    client._close_if_unused = lambda: None
+
+
+def test_a_server_gives_up_a_connection_that_has_no_session(world):
+    """Kept alive by its client or not: it is there for sessions."""
+    w = world()
+    w.server.unused_timeout = 15.0
+    w.server.note_unused()
+    w.pass_time(14.5, step=0.1)
+    assert not w.server.is_closed
+    w.pass_time(1, step=0.1)
+    assert w.server.is_closed
+    closed = w.client.closed
+    assert closed.remote and closed.application and closed.code == 0x100
+
+
+def test_a_connection_with_a_session_is_not_given_up_and_its_end_begins_the_time_again(world):
+    w = world()
+    keeps_its_connection(w.client)
+    w.server.unused_timeout = 15.0
+    w.server.note_unused()
+    session_id = w.client.protocol.open_session("example.test", "/")
+    w.client.send_now()
+    w.pass_time(0.1)
+    (request,) = w.requests
+    session = gwt.WebTransportSession(w.server, request.session_id, path="/", headers=[])
+    w.server.add_session(session)
+    assert w.server.protocol.accept_session(request.session_id)
+    w.server.pump()
+    w.pass_time(60, step=0.2)
+    assert not w.server.is_closed
+    w.client.protocol.close_session(session_id)
+    w.client.send_now()
+    w.pass_time(1)
+    assert not w.server.sessions and not w.server.is_closed
+    w.pass_time(15, step=0.2)
+    assert w.server.is_closed
+
+
+def test_a_connection_whose_session_was_rejected_is_not_given_up_before_the_answer(world):
+    w = world()
+    keeps_its_connection(w.client)
+    w.server.unused_timeout = 15.0
+    w.server.note_unused()
+    w.client.protocol.open_session("example.test", "/")
+    w.client.send_now()
+    w.pass_time(0.1)
+    (request,) = w.requests
+    session = gwt.WebTransportSession(w.server, request.session_id, path="/", headers=[])
+    w.server.add_session(session)
+    # Middleware thinks about it for a while.
+    w.pass_time(20, step=0.2)
+    w.server.reject(session, 403)
+    w.pass_time(0.2)
+    assert not w.server.is_closed
+    w.pass_time(16, step=0.2)
+    assert w.server.is_closed

@@ -33,6 +33,7 @@ FLOORS = {
     "gwt.manager": 2,
     "gwt.budget": 3,
     "gwt.connection": 3,
+    "gwt.lifetime": 3,
     "gwt.session": 3,
     "gwt.states": 3,
     "gwt.stream": 3,

@@ -204,11 +204,16 @@ class QuicListener:
         connection.handshake_deadline = self._clock() + self.config.handshake_timeout
         connection.on_request = self._on_request
         self._unfinished.add(connection)
-        connection.on_connected = self._unfinished.discard
+        connection.unused_timeout = self.config.unused_timeout
+        connection.on_connected = self._connected
         connection.on_end(self._unfinished.discard)
         connection.add_route(newcomer.destination)
         connection.on_gone(lambda: self._gone(connection))
         return connection
+
+    def _connected(self, connection: WebTransportConnection) -> None:
+        self._unfinished.discard(connection)
+        connection.note_unused()
 
     def _gone(self, connection: WebTransportConnection) -> None:
         farewell = connection.protocol.quic.farewell

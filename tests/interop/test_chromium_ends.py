@@ -244,3 +244,10 @@ def test_stop_codes_of_the_page_reach_the_server(serve):
         codes=PAGE_CODES,
     )
     assert [seen.get(timeout=10) for _ in PAGE_CODES] == CLAMPED
+
+
+def test_a_connection_that_the_page_does_not_need_any_more_is_closed(serve):
+    """Chromium itself keeps it until the idle timeout."""
+    served = serve(lambda session: session.close(1, "that was it"), unused_timeout=0.5)
+    assert served.run("return (await wt.closed).closeCode;") == 1
+    eventually(lambda: len(served.server.connections) == 0, 10)
