@@ -362,3 +362,21 @@ def test_a_connection_whose_session_was_rejected_is_not_given_up_before_the_answ
     assert not w.server.is_closed
     w.pass_time(16, step=0.2)
     assert w.server.is_closed
+
+
+def test_routes_are_as_many_as_a_peer_may_have_ids_however_often_it_changes_them(world):
+    w = world()
+    routes = w.routes
+    quic = w.client.protocol.quic._quic
+    seen = set(routes)
+    for _ in range(200):
+        quic.change_connection_id()
+        w.client.send_now()
+        w.pass_time(0.05)
+        seen |= set(routes)
+        assert set(routes) == w.server.connection_ids
+        assert len(routes) <= 9
+    assert len(seen) > 200 and not w.server.is_closed
+    w.server.close()
+    w.pass_time(1)
+    assert not routes
