@@ -22,7 +22,7 @@ from typing import Any
 
 from aioquic.quic import events as quic_events
 from aioquic.quic.configuration import QuicConfiguration
-from aioquic.quic.connection import END_STATES, QuicConnectionState, QuicNetworkPath
+from aioquic.quic.connection import END_STATES, QuicConnectionState
 from aioquic.quic.packet import QuicFrameType
 from aioquic.tls import Group
 from cryptography.hazmat.primitives.serialization import Encoding
@@ -65,13 +65,6 @@ class _Connection(Connection):
         super()._initialize(peer_cid)
         if self._is_client:
             self.tls._supported_groups = _KEY_GROUPS
-
-    def _find_network_path(self, addr: Address) -> QuicNetworkPath:
-        path = super()._find_network_path(addr)
-        if self._retry_source_connection_id and not self._is_client and not self._network_paths:
-            # RFC 9000 8.1.2: a token from this address let the first packet in.
-            path.is_validated = True
-        return path
 
 
 class Quic:

@@ -9,7 +9,11 @@ from __future__ import annotations
 from typing import Any
 
 from aioquic.buffer import Buffer  # type: ignore[attr-defined]
-from aioquic.quic.connection import MAX_STREAM_DATA_FRAME_CAPACITY, QuicReceiveContext
+from aioquic.quic.connection import (
+    MAX_STREAM_DATA_FRAME_CAPACITY,
+    QuicNetworkPath,
+    QuicReceiveContext,
+)
 from aioquic.quic.events import QuicEvent
 from aioquic.quic.packet import QuicFrameType
 from aioquic.quic.packet_builder import QuicDeliveryState, QuicPacketBuilder
@@ -22,7 +26,7 @@ from .quicreset import PartialResets
 from .quicsend import Sending
 from .quicstream import Stream
 from .quictls import Exporter
-from .seam import CONNECTION_WINDOW, MOMENT, SILENT, QuicOptions, SendBudget
+from .seam import CONNECTION_WINDOW, MOMENT, SILENT, Address, QuicOptions, SendBudget
 
 __all__ = ["Connection"]
 
@@ -142,6 +146,13 @@ class Connection(PartialResets, Sending):
         buf.seek(start)
         self.progress.add(buf.pull_uint_var())
         buf.seek(end)
+
+    def _find_network_path(self, addr: Address) -> QuicNetworkPath:
+        path = super()._find_network_path(addr)
+        if self._retry_source_connection_id and not self._is_client and not self._network_paths:
+            # RFC 9000 8.1.2: a token from this address let the first packet in.
+            path.is_validated = True
+        return path
 
     def _update_traffic_key(
         self, direction: Direction, epoch: Epoch, cipher_suite: CipherSuite, secret: bytes

@@ -13,7 +13,7 @@ from gwt.protocol import events
 from gwt.protocol.packets import Newcomer, classify
 from gwt.protocol.quic import Quic
 from gwt.protocol.retry import LIFETIME, InvalidToken, encode_retry, make_token, open_token
-from gwt.protocol.seam import CONNECTION_ID_LENGTH
+from gwt.protocol.seam import CONNECTION_ID_LENGTH, VERSIONS
 from gwt.protocol.webtransport import WebTransport
 from tests.helpers.pair import CLIENT, SERVER, End, Pair, quic_options
 from tests.protocol.test_packets import aioquic_client
@@ -85,9 +85,11 @@ def test_no_part_of_a_token_can_be_taken_for_another():
                 open_token(KEY, newcomer, ("192.0.2.7", 1), 5.0)
 
 
-def test_a_retry_is_smaller_than_what_asked_for_it_and_makes_the_client_come_again():
-    client, first = aioquic_client()
+@pytest.mark.parametrize("version", VERSIONS)
+def test_a_retry_is_smaller_than_what_asked_for_it_and_makes_the_client_come_again(version):
+    client, first = aioquic_client(original_version=version)
     newcomer = classify(first)
+    assert newcomer.version == version
     answer = encode_retry(KEY, newcomer, CLIENT, 1.0)
     assert len(answer) < 150
     client.receive_datagram(answer, SERVER, 1.1)
