@@ -109,6 +109,8 @@ class RetryPair(Pair):
             original = open_token(KEY, newcomer, CLIENT, self.now)
             if original is None:
                 answer = encode_retry(KEY, newcomer, CLIENT, self.now)
+                if self.random.random() < self.loss:
+                    return
                 self.client.take(self.client.protocol.receive_datagrams([answer], SERVER, self.now))
                 return
             quic = Quic(
@@ -127,6 +129,13 @@ def test_our_client_and_server_do_the_handshake_behind_a_retry():
     pair.client.protocol.send_stream(stream, b"x" * 10_000, True)
     pair.run()
     assert pair.server.last(events.StreamDataReceived).ended
+
+
+@pytest.mark.parametrize("seed", range(6))
+def test_a_handshake_behind_a_retry_survives_loss(seed):
+    """Every packet of it may be the one that is lost, the Retry included."""
+    pair = RetryPair(loss=0.3, seed=seed)
+    pair.run_until(lambda: pair.client.of(events.HandshakeCompleted), seconds=60)
 
 
 def test_behind_a_retry_the_address_is_validated_from_the_first_packet():
