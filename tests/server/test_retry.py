@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import gc
 import socket
+import weakref
 from collections.abc import Iterator
 
 import gevent
@@ -154,3 +156,17 @@ def test_bad_options_are_refused_by_name(options):
     (name,) = options
     with pytest.raises(gwt.ConfigError, match=name):
         gwt.ServerConfig(**options)
+
+
+def test_a_handshake_that_is_given_up_leaves_nothing_to_the_garbage_collector(stranger):
+    with serving(echo, handshake_timeout=0.2) as server:
+        begin(server, 1, stranger)
+        (connection,) = server.connections.get_all_resources()
+        gone = weakref.ref(connection)
+        gc.disable()
+        try:
+            del connection
+            eventually(lambda: gone() is None)
+        finally:
+            gc.enable()
+        assert len(server._udp._farewells) == 1
