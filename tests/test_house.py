@@ -87,6 +87,7 @@ PRIVATE_ALLOWED = {
     "protocol/quiccrypto.py",
     "protocol/quicreceive.py",
     "protocol/quicsend.py",
+    "protocol/quicpath.py",
     "protocol/h3.py",
     "protocol/websocket.py",
 }

@@ -1,5 +1,5 @@
 """
-The seam: one QUIC connection as a small object, and with quicconnection.py and
+The seam: one QUIC connection as a small object, and with quicconnection.py, quicpath.py and
 quicstream.py the only file that touches aioquic's QuicConnection.
 
 Theory of operation. `feed` takes datagrams, `on_timer` takes time, `drain` tells a sink what came
@@ -30,8 +30,8 @@ from cryptography.hazmat.primitives.serialization import Encoding
 from .datagrams import DatagramQueue
 from .farewell import Farewell
 from .pacing import Pacer
-from .quicconnection import Connection
 from .quicend import release
+from .quicpath import PathConnection
 from .quicreceive import StreamData
 from .quicreset import PartialReceiver
 from .quicstream import Sender, Stream
@@ -53,7 +53,7 @@ KEY_UPDATE_PACKETS = 1 << 22
 _KEY_GROUPS = [Group.SECP256R1]
 
 
-class _Connection(Connection):
+class _Connection(PathConnection):
     """The connection with what else of aioquic is made ours: its pacer, its key exchanges."""
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
@@ -207,6 +207,7 @@ class Quic:
         if not quic._network_paths or quic._state in END_STATES:
             repeats, self._repeats = self._repeats, []
             return self._count(repeats)
+        quic.follow_path(now)
         path = quic._network_paths[0]
         waiting = bool(quic._datagrams_pending)
         if waiting:
@@ -484,6 +485,7 @@ class Quic:
             "min_rtt": loss._rtt_min if loss._rtt_initialized else 0.0,
             "congestion_window": loss.congestion_window,
             "bytes_in_flight": loss.bytes_in_flight,
+            "max_udp_payload": self._quic._max_datagram_size,
             "bytes_buffered": self._quic.buffered,
             "frames_lost": self._quic.frames_lost,
             "packets_sent": self.packets_sent,

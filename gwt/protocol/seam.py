@@ -111,7 +111,6 @@ class QuicOptions:
             is_client=self.is_client,
             max_data=CONNECTION_WINDOW,
             max_datagram_frame_size=65536,
-            max_datagram_size=self.max_udp_payload,
             max_stream_data=self.initial_stream_window,
             private_key=self.private_key,
             quic_logger=qlog,

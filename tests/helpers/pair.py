@@ -100,6 +100,8 @@ class Pair:
         # Datagrams under way: (arrival, order, to the server?, data).
         self.wire: list[tuple[float, int, bool, bytes]] = []
         self.order = 0
+        # Where the client's datagrams come from.
+        self.client_address = CLIENT
         # Called with (to_server, data); returns False to lose a datagram.
         self.filter: Callable[[bool, bytes], bool] = lambda to_server, data: True
         self.client.protocol.quic.connect(SERVER, self.now)
@@ -128,7 +130,7 @@ class Pair:
             )
             self.server = End(self.server_factory(quic, self.server_config))
         end = self.server if to_server else self.client
-        address = CLIENT if to_server else SERVER
+        address = self.client_address if to_server else SERVER
         end.take(end.protocol.receive_datagrams([data], address, self.now))
 
     def step(self, until: float) -> bool:

@@ -8,6 +8,7 @@ release of aioquic that changes one fails here, by name, before anything strange
 from __future__ import annotations
 
 import ast
+import dataclasses
 import gc
 import importlib.metadata
 import inspect
@@ -20,6 +21,8 @@ import pytest
 from aioquic.h3.connection import H3Connection, H3Stream
 from aioquic.quic import packet_builder
 from aioquic.quic.configuration import QuicConfiguration
+from aioquic.quic.congestion.cubic import CubicCongestionControl
+from aioquic.quic.congestion.reno import RenoCongestionControl
 from aioquic.quic.connection import EPOCHS, Limit, QuicConnection, QuicConnectionState
 from aioquic.quic.packet import PARAMS
 from aioquic.quic.rangeset import RangeSet
@@ -32,6 +35,7 @@ from gwt.protocol import (
     quicconnection,
     quiccrypto,
     quicend,
+    quicpath,
     quicreceive,
     quicreset,
     quicsend,
@@ -69,6 +73,7 @@ CONNECTION = {
     "_cryptos_initial": dict,
     "_datagrams_pending": deque,
     "_events": deque,
+    "_handshake_confirmed": bool,
     "_is_client": bool,
     "_local_active_connection_id_limit": int,
     "_local_max_data": Limit,
@@ -78,6 +83,8 @@ CONNECTION = {
     "_max_datagram_size": int,
     "_network_paths": list,
     "_quic_logger": type(None),
+    "_packet_number": int,
+    "_probe_pending": bool,
     "_remote_max_datagram_frame_size": type(None),
     "_spaces": dict,
     "_remote_max_data": int,
@@ -86,9 +93,11 @@ CONNECTION = {
     "_remote_max_streams_bidi": int,
     "_remote_max_streams_uni": int,
     "_retry_source_connection_id": type(None),
+    "_spin_bit": bool,
     "_state": QuicConnectionState,
     "_streams": dict,
     "_streams_queue": list,
+    "_version": (type(None), int),
 }
 
 
@@ -121,6 +130,7 @@ def test_a_path_counts_its_bytes_and_knows_whether_it_is_validated():
 @pytest.mark.parametrize(
     "name, parameters",
     [
+        ("_flush_builder", ["self", "builder", "network_path", "peer_cid", "now"]),
         ("_get_or_create_stream", ["self", "frame_type", "stream_id"]),
         ("_find_network_path", ["self", "addr"]),
         ("_initialize", ["self", "peer_cid"]),
@@ -128,6 +138,8 @@ def test_a_path_counts_its_bytes_and_knows_whether_it_is_validated():
         ("request_key_update", ["self"]),
         ("_get_or_create_stream_for_send", ["self", "stream_id"]),
         ("_on_max_stream_data_delivery", ["self", "delivery", "stream"]),
+        ("_parse_transport_parameters", ["self", "data", "from_session_ticket"]),
+        ("_send_probing_frames", ["self", "network_path", "now"]),
         ("_stream_is_discarded", ["self", "stream_id"]),
         ("_stream_limit", ["self", "stream_id"]),
         ("_assert_stream_can_receive", ["self", "frame_type", "stream_id"]),
@@ -191,10 +203,33 @@ def test_bursts_are_of_up_to_64_packets():
 
 
 @pytest.mark.parametrize(
-    "name", ["_rtt_smoothed", "_rtt_min", "_rtt_initialized", "_pacer", "_send_probe", "spaces"]
+    "name",
+    ["_cc", "_rtt_smoothed", "_rtt_min", "_rtt_initialized", "_pacer", "_send_probe", "spaces"],
 )
 def test_recovery_has_the_attribute(name):
     assert hasattr(client_connection()._loss, name), LOST.format("quic.py", name)
+
+
+@pytest.mark.parametrize("control", [RenoCongestionControl, CubicCongestionControl])
+def test_congestion_control_is_told_of_packets_and_has_their_size(control):
+    made = control(max_datagram_size=1300)
+    assert (made._max_datagram_size, made.congestion_window) == (1300, 13_000)
+    assert getattr(made, "additive_increase_factor", 1300) == 1300
+    for name, parameters in (
+        ("on_packet_acked", {"self", "now", "packet"}),
+        ("on_packets_expired", {"self", "packets"}),
+        ("on_packets_lost", {"self", "now", "packets"}),
+    ):
+        assert set(inspect.signature(getattr(control, name)).parameters) == parameters
+
+
+def test_packet_that_is_built_can_be_kept_out_of_flight():
+    builder = packet_builder.QuicPacketBuilder(
+        host_cid=b"", peer_cid=b"", version=1, is_client=True, max_datagram_size=1200
+    )
+    assert builder._packet is None
+    fields = {field.name for field in dataclasses.fields(packet_builder.QuicSentPacket)}
+    assert {"in_flight", "is_ack_eliciting", "sent_bytes", "sent_time"} <= fields
 
 
 SENDER = {
@@ -314,6 +349,7 @@ def test_every_private_attribute_that_the_seam_uses_is_asserted_here():
             quicconnection,
             quiccrypto,
             quicend,
+            quicpath,
             quicreceive,
             quicsend,
             quicstream,
