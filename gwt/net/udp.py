@@ -421,8 +421,7 @@ class UdpEndpoint:
 
     def _transmit(self, batch: Sequence[bytes], address: Address, control: kernel.Control) -> int:
         """Send one batch; return how many are sent or lost, which is fewer if it is full."""
-        count = len(batch)
-        tries = 0
+        count, tries = len(batch), 0
         while True:
             try:
                 if count > 1:
@@ -450,13 +449,14 @@ class UdpEndpoint:
             if self._read_errors() and tries < 4:
                 continue
             if count > 1 and (code in _GSO_ERRORS or code == errno.EMSGSIZE):
-                before = self.stats["datagrams_sent"]
+                before = self.stats["datagrams_sent"] - self.stats["lost_too_large"]
                 done = 0
                 while done < count and self._transmit(batch[done : done + 1], address, control):
                     done += 1
-                # Not if they are refused one by one, too: a peer with an address that nobody can
-                # send to must not slow everybody else down.
-                if code in _GSO_ERRORS and self._gso and self.stats["datagrams_sent"] > before:
+                # Not if they are refused one by one, too: a peer that nobody can send to must not
+                # slow everybody else down. Of those that are too large only the last may fit.
+                taken = self.stats["datagrams_sent"] - self.stats["lost_too_large"]
+                if code in _GSO_ERRORS and self._gso and taken > before:
                     self._gso = False
                     self.stats.note("gso_refused", os.strerror(code))
                 return done

@@ -445,6 +445,11 @@ class TestSending:
             ([1200] * 64, 2),
             ([100] * 65, 2),
             ([40_000, 40_000], 2),
+            # Packets behind a probe, and before one; packets that become larger.
+            ([1452, 1200, 1200, 30], 2),
+            ([16_000, 1200, 1200], 2),
+            ([1200, 1200, 1452], 2),
+            ([1200, 1200, 1452, 1452, 900], 2),
         ],
     )
     @pytest.mark.parametrize("gso", [True, False])
@@ -476,6 +481,24 @@ class TestSending:
         endpoint.drain()
         assert receiver.datagrams == packets(500, 500, 20) * 2
         assert batches == [3] and sender.stats["gso_refused"] == 1
+
+    @pytest.mark.parametrize("code", [errno.EINVAL, errno.EMSGSIZE])
+    def test_batch_of_too_large_datagrams_is_lost_and_keeps_batches_on(self, net: Net, code):
+        # Of an interface that takes 1500 bytes; kernels differ in what they call that.
+        def say(data: list[bytes], gso: bool) -> None:
+            if len(data[0]) > 1472:
+                error = code if gso else errno.EMSGSIZE
+                raise OSError(error, os.strerror(error))
+
+        receiver = Notebook()
+        endpoint, sender = net.endpoint(receiver), net.endpoint(say=say)
+        sent = packets(8900, 1200, 1473, 1473, 9, 1472, 1472, 1200)
+        sender.send(sent, endpoint.address)
+        endpoint.drain()
+        assert receiver.datagrams == [data for data in sent if len(data) <= 1472]
+        assert sender.stats["lost_too_large"] == 3 and sender.stats["gso_refused"] == 0
+        # Two pairs were tried in one call first; the last three are one batch.
+        assert sender.stats["writes"] == 3
 
     def test_destination_that_nobody_can_send_to_keeps_batches_on(self, net: Net):
         receiver = Notebook()
