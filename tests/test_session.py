@@ -318,3 +318,21 @@ def _outcome(call):
 
         return fail
     return lambda: result
+
+
+@pytest.mark.parametrize("size", [1452, 8900])
+def test_packets_are_as_large_as_was_asked_for_where_the_path_carries_them(size):
+    with pair(max_udp_payload=size, client={"max_udp_payload": size}) as (client, server):
+        for one, other in ((client, server), (server, client)):
+            eventually(lambda one=one: one.connection.stats()["max_udp_payload"] == size)
+            assert one.max_datagram_size == size - 31
+            before = one.connection.stats()
+            sending = spawn(one.create_unidirectional_stream().write_all, bytes(1 << 20))
+            received = other.accept_unidirectional_stream(timeout=5).read_all(timeout=10)
+            assert len(received) == 1 << 20
+            sending.get()
+            after = one.connection.stats()
+            sent = {key: after[key] - before[key] for key in ("packets_sent", "bytes_sent")}
+            assert sent["bytes_sent"] / sent["packets_sent"] > 0.6 * size
+            one.send_datagram(bytes(one.max_datagram_size))
+            assert len(other.receive_datagram(timeout=5)) == size - 31

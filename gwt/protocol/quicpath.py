@@ -115,50 +115,69 @@ class _Watch(_Base):
     black_hole: Callable[[float], None]
     congestion_window: int
 
-    # How often in a row, and when last; the time of a large packet that only a timer gave up.
+    # The smallest of the large packets that were lost since as large a one arrived; 0 for none.
+    _suspect = 0
+    # How often in a row that was, and when last; what the slow start threshold was before.
     _losses = 0
     _lost_at = 0.0
+    _threshold: int | None = None
+    # When a large packet was sent that a timer gave up: nobody knows yet whether it was lost.
     _given_up = math.inf
 
     def resize(self, size: int) -> None:
         """Count in packets of another size from now on."""
-        self._losses = 0
+        self._acquit()
         self._max_datagram_size = size
         # RFC 9002 7.2: never less than two packets.
         self.congestion_window = max(self.congestion_window, 2 * size)
 
     def on_packet_acked(self, *, now: float, packet: QuicSentPacket) -> None:
         super().on_packet_acked(now=now, packet=packet)
-        if packet.sent_bytes > BASE:
-            self._losses = 0
-            self._given_up = math.inf
-        elif (packet.sent_time or 0.0) > self._given_up:
-            self._suspect(now)
+        if self._suspect:
+            if packet.sent_bytes >= self._suspect:
+                self._acquit()
+            elif (packet.sent_time or 0.0) > self._given_up:
+                self._count(now)
 
     def on_packets_expired(self, *, packets: Iterable[QuicSentPacket]) -> None:
         packets = list(packets)
         super().on_packets_expired(packets=packets)
-        # Whether it was lost shows when a smaller one that was sent later is acknowledged.
-        for packet in packets:
-            if packet.sent_bytes > BASE:
-                self._given_up = packet.sent_time or 0.0
+        for packet in self._large(packets):
+            # It was lost for its size if a smaller one arrives that was sent later.
+            self._given_up = packet.sent_time or 0.0
 
     def on_packets_lost(self, *, now: float, packets: Iterable[QuicSentPacket]) -> None:
         packets = list(packets)
-        if any(p.sent_bytes > BASE and (p.sent_time or 0.0) > self._lost_at for p in packets):
-            self._suspect(now)
+        if any((packet.sent_time or 0.0) > self._lost_at for packet in self._large(packets)):
+            self._count(now)
         # RFC 9000 14.4: what is larger than what is used now was lost for its size.
         size = self._max_datagram_size
         super().on_packets_expired(packets=[p for p in packets if p.sent_bytes > size])
         if fitting := [p for p in packets if p.sent_bytes <= size]:
             super().on_packets_lost(now=now, packets=fitting)
 
-    def _suspect(self, now: float) -> None:
+    def _large(self, packets: list[QuicSentPacket]) -> list[QuicSentPacket]:
+        """Return the suspects among packets that were not acknowledged, and remember their size."""
+        if self._max_datagram_size == BASE:
+            return []
+        large = [packet for packet in packets if packet.sent_bytes > BASE]
+        for packet in large:
+            self._suspect = min(self._suspect or packet.sent_bytes, packet.sent_bytes)
+        return large
+
+    def _acquit(self) -> None:
+        self._suspect = self._losses = 0
+        self._given_up = math.inf
+
+    def _count(self, now: float) -> None:
         self._given_up = math.inf
         self._lost_at = now
+        if not self._losses:
+            self._threshold = self.ssthresh
         self._losses += 1
-        if self._losses >= _LOSSES and self._max_datagram_size > BASE:
-            self._losses = 0
+        if self._losses == _LOSSES:
+            # It was no congestion: the window may grow again as fast as it did before.
+            self.ssthresh = self._threshold
             self.black_hole(now)
 
 

@@ -271,8 +271,8 @@ class Raw:
         self.quic.stop_stream(stream_id, code)
         self.run()
 
-    def inject(self, payload: bytes) -> None:
-        """Send a 1-RTT packet with any payload."""
+    def inject(self, payload: bytes, address: tuple[str, int] | None = None) -> None:
+        """Send a 1-RTT packet with any payload, perhaps from another address."""
         from aioquic.quic.packet import QuicPacketType
         from aioquic.quic.packet_builder import QuicPacketBuilder
 
@@ -291,7 +291,7 @@ class Raw:
             builder._packet.in_flight = builder._packet.is_ack_eliciting = False
         datagrams, _ = builder.flush()
         quic._packet_number = builder.packet_number
-        address = SERVER if self.is_client else CLIENT
+        address = address or (SERVER if self.is_client else CLIENT)
         self.end.take(self.protocol.receive_datagrams(datagrams, address, self.now))
 
     # Ready-made
