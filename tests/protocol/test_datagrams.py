@@ -70,3 +70,25 @@ def test_datagram_that_does_not_fit_any_more_does_not_hold_up_those_behind_it():
     queue.before_sending(0.0, 50)
     assert list(waiting) == [bytes(10)]
     assert queue.dropped == 1
+
+
+def test_all_that_do_not_fit_any_more_are_dropped_wherever_they_wait():
+    waiting: deque[bytes] = deque()
+    queue = DatagramQueue(waiting, 9, 1.0)
+    sizes = (10, 60, 20, 50, 51, 30)
+    for size in sizes[:3]:
+        queue.push(bytes(size))
+    queue.before_sending(0.0, 100)
+    for size in sizes[3:]:
+        queue.push(bytes(size))
+    queue.before_sending(0.5, 50)
+    assert [len(data) for data in waiting] == [10, 20, 50, 30]
+    assert queue.dropped == 2
+    # Each keeps its age.
+    queue.before_sending(1.2, 100)
+    assert [len(data) for data in waiting] == [50, 30]
+    # What is pushed when more fits again is looked at as well.
+    queue.push(bytes(60))
+    queue.before_sending(1.3, 40)
+    assert [len(data) for data in waiting] == [30]
+    assert queue.dropped == 6

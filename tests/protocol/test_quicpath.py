@@ -121,6 +121,29 @@ def test_grows_to_the_size_that_was_asked_for_and_uses_it(is_client, control, si
     assert one.protocol.quic.stats()["frames_lost"] == 0
 
 
+@CONTROLS
+@BOTH
+def test_congestion_control_and_pacing_count_in_packets_of_the_size(is_client, control):
+    pair = make(16_000, 16_000, control=control)
+    Path(pair)
+    pair.run_until(lambda: pair.client.protocol.ready)
+    one, _ = ends(pair, is_client)
+
+    def sizes():
+        loss = one.protocol.quic._quic._loss
+        return {
+            loss._cc._max_datagram_size,
+            getattr(loss._cc, "additive_increase_factor", loss._cc._max_datagram_size),
+            loss._pacer._max_datagram_size,
+        }
+
+    pair.run_until(lambda: used(one) == 16_000)
+    assert sizes() == {16_000}
+    assert one.protocol.quic.stats()["congestion_window"] >= 32_000
+    one.protocol.quic._quic._on_black_hole(pair.now)
+    assert sizes() == {BASE}
+
+
 @pytest.mark.parametrize("size", [BASE, 1452, 16_000])
 @CONTROLS
 def test_handshake_has_base_size_whatever_was_asked_for(control, size):
@@ -472,11 +495,43 @@ def test_another_path_is_validated_with_base_size():
     peer.run(1.0)
     assert used(peer.end) == 1452
     # A challenge from elsewhere: the answer goes there, and a challenge of ours.
-    peer.inject(b"\x1a" + bytes(8), ELSEWHERE)
+    peer.inject(b"\x1a" + bytes(1090), ELSEWHERE)
     sent = [len(data) for data, to in peer.protocol.quic.poll(peer.now) if to == ELSEWHERE]
-    assert sent
-    assert max(sent) <= BASE
+    assert sent == [BASE]
     assert used(peer.end) == 1452
+
+
+def test_address_that_is_not_validated_draws_no_probes():
+    pair = make()
+    path = Path(pair)
+    pair.session()
+    pair.run(1.0)
+    # From where nobody answers.
+    path.limits[False] = 0
+    pair.client_address = ELSEWHERE
+    path.forget()
+    for _ in range(10):
+        pair.client.protocol.quic.ping()
+        pair.run(0.03)
+    assert used(pair.server) == BASE
+    assert path.seen[False]
+    assert max(path.seen[False]) <= BASE
+
+
+def test_acknowledged_probe_of_another_path_says_nothing():
+    pair = make()
+    path = Path(pair)
+    pair.run_until(lambda: 1452 in path.seen[False])
+    # The probe is under way when the client moves; its acknowledgement comes from elsewhere.
+    path.limits[False] = 1300
+    pair.client_address = ELSEWHERE
+    pair.client.protocol.quic.ping()
+    pair.step(pair.now + 1.0)
+    sizes = []
+    for _ in range(1000):
+        pair.run(0.001)
+        sizes.append(used(pair.server))
+    assert set(sizes) == {BASE}
 
 
 # Datagrams
