@@ -80,10 +80,10 @@ class Search:
         self.wanted = min(self.wanted, size)
         self.restart(BASE, self.at)
 
-    def restart(self, above: int, at: float) -> None:
-        """Search again at `at`, among the sizes above the one that is in use."""
+    def restart(self, above: int, at: float, below: float = math.inf) -> None:
+        """Search again at `at`, above the size in use and below one that is known not to fit."""
         sizes = {self.wanted, *(step for step in _STEPS if step < self.wanted)}
-        self.sizes = sorted((size for size in sizes if size > above), reverse=True)
+        self.sizes = sorted((size for size in sizes if above < size < below), reverse=True)
         self.at = at
         self.probe = None
         self._lost = 0
@@ -226,7 +226,11 @@ class PathConnection(Connection):
         self.path = path
 
     def _on_black_hole(self, now: float) -> None:
-        self._use(BASE, now + RAISE)
+        size = self._max_datagram_size
+        self._use(BASE, now)
+        self.search.restart(BASE, now, below=size)
+        if not self.search.sizes:
+            self.search.restart(BASE, now + RAISE)
 
     def _on_probe_delivery(self, delivery: QuicDeliveryState, probe: _Probe) -> None:
         if delivery is not QuicDeliveryState.ACKED:
