@@ -184,10 +184,10 @@ class TransportConfig:
     """
     Bytes of UDP payload a packet of ours may have: 1200 to 16000. 1452 fits Ethernet.
 
-    More than 1200 is a wish. Every connection starts with 1200; behind the handshake it sends a
-    probe of this size, and of 1452 and 1350 where less is found, and uses what the path and the
-    peer take; 1200 again when the path changes, or ceases to carry it. A bulk transfer of 1452
-    costs about an eighth less CPU time. The default stays 1200: it needs no probe, and leaves
+    More than 1200 is a wish. Every connection starts with 1200; after the handshake it sends a
+    probe of this size, then of 1452 and 1350 if that is lost, and uses what the path and the peer
+    take; 1200 again when the path changes, or ceases to carry it. With 1452 a bulk transfer costs
+    about an eighth less CPU time. The default stays 1200: it needs no probe, and leaves
     ``session.max_datagram_size`` the same for the whole of a session.
     """
 
