@@ -1,5 +1,5 @@
 """
-Every default, written once: frozen dataclasses of options. Floor 0: imports only errors.
+Every default, written once: frozen dataclasses of options. Floor 0.
 
 An option is one field: its name, its default, its reason. Keywords of ``Server`` and
 ``connect`` are these fields; unknown ones are refused by name. Durations are seconds,
@@ -9,82 +9,19 @@ sizes are bytes.
 from __future__ import annotations
 
 import dataclasses
-import functools
-import math
 import os
 import ssl
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Self, TypeVar
+from typing import Any, Self
 
-from .errors import ConfigError, UnknownOption
+from .errors import ConfigError
+from .options import Aliases, bad, canonical, check, check_texts, named_options
 
 __all__ = ["KIB", "MIB", "ClientConfig", "ServerConfig", "TransportConfig"]
 
-Aliases = dict[str, tuple[str, Callable[[Any], Any] | None]]
-
-_Config = TypeVar("_Config", bound="TransportConfig")
-
 KIB = 1024
 MIB = 1024 * KIB
-
-
-def _check(
-    config: TransportConfig,
-    *,
-    positive: Sequence[str],
-    at_least: Mapping[str, int],
-    optional: Sequence[str] = (),
-) -> None:
-    """Raise ConfigError for a field that is no finite positive number, or no large integer."""
-    for name in positive:
-        value = getattr(config, name)
-        if value is None and name in optional:
-            continue
-        if isinstance(value, bool) or not isinstance(value, (int, float)):
-            raise _bad(name, value, "a number of seconds")
-        if not 0 < value < math.inf:
-            raise _bad(name, value, "a finite number above 0")
-    for name, least in at_least.items():
-        value = getattr(config, name)
-        if value is None and name in optional:
-            continue
-        if isinstance(value, bool) or not isinstance(value, int) or value < least:
-            raise _bad(name, value, f"an integer of at least {least}")
-
-
-def _check_texts(name: str, values: Any) -> None:
-    """Raise ConfigError unless `values` is None, or a list of printable ASCII strings."""
-    if values is None:
-        return
-    if isinstance(values, (str, bytes)) or not isinstance(values, (list, tuple, set, frozenset)):
-        raise _bad(name, values, "a list of strings")
-    for value in values:
-        if not isinstance(value, str) or not value.isascii() or not value.isprintable():
-            raise _bad(name, value, "printable ASCII text")
-
-
-def _bad(name: str, value: Any, wanted: str) -> ConfigError:
-    return ConfigError(f"{name} must be {wanted}, not {value!r}.", field=name, value=value)
-
-
-def _named_options(cls: type[_Config]) -> type[_Config]:
-    """Let a config's constructor understand other names, and refuse unknown ones by name."""
-    make = cls.__init__
-    names = {field.name for field in dataclasses.fields(cls)}
-
-    @functools.wraps(make)
-    def __init__(self: _Config, **options: Any) -> None:
-        options = _canonical(options, cls.aliases())
-        for name, value in options.items():
-            if name not in names:
-                raise UnknownOption(
-                    f"{cls.__name__} has no option {name!r}.", field=name, value=value
-                )
-        make(self, **options)
-
-    cls.__init__ = __init__  # type: ignore[method-assign, assignment]
-    return cls
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -198,7 +135,7 @@ class TransportConfig:
     """Receive buffer of each UDP socket, as far as the system allows."""
 
     def __post_init__(self) -> None:
-        _check(
+        check(
             self,
             positive=(
                 "idle_timeout",
@@ -232,9 +169,9 @@ class TransportConfig:
         )
         if self.max_udp_payload > 16000:
             # Above 16383 bytes aioquic writes a frame's length wrongly; below 1200 is no QUIC.
-            raise _bad("max_udp_payload", self.max_udp_payload, "from 1200 to 16000")
+            raise bad("max_udp_payload", self.max_udp_payload, "from 1200 to 16000")
         if self.congestion_control not in ("reno", "cubic"):
-            raise _bad("congestion_control", self.congestion_control, '"reno" or "cubic"')
+            raise bad("congestion_control", self.congestion_control, '"reno" or "cubic"')
 
     @classmethod
     def aliases(cls) -> Aliases:
@@ -250,7 +187,7 @@ class TransportConfig:
         """Return a copy with some fields changed; raises UnknownOption, or ConfigError."""
         if not changes:
             return self
-        return dataclasses.replace(self, **_canonical(changes, self.aliases()))
+        return dataclasses.replace(self, **canonical(changes, self.aliases()))
 
     def key(self) -> tuple[str, ...]:
         """Return something hashable that is equal for equal options."""
@@ -261,7 +198,7 @@ class TransportConfig:
         return {f.name: getattr(self, f.name) for f in dataclasses.fields(self)}
 
 
-@_named_options
+@named_options
 @dataclass(frozen=True, kw_only=True, slots=True)
 class ServerConfig(TransportConfig):
     """The options of a Server."""
@@ -335,7 +272,7 @@ class ServerConfig(TransportConfig):
     def __post_init__(self) -> None:
         # slots=True makes a new class, so that the zero-argument super() is not available here.
         TransportConfig.__post_init__(self)
-        _check(
+        check(
             self,
             positive=(
                 "stop_timeout",
@@ -352,11 +289,11 @@ class ServerConfig(TransportConfig):
             },
         )
         if self.retry not in ("off", "on", "auto"):
-            raise _bad("retry", self.retry, '"off", "on" or "auto"')
+            raise bad("retry", self.retry, '"off", "on" or "auto"')
         origins = [self.origins] if isinstance(self.origins, str) else self.origins
-        _check_texts("origins", origins)
-        _check_texts("subprotocols", self.subprotocols)
-        _check_texts("allowed_hosts", self.allowed_hosts)
+        check_texts("origins", origins)
+        check_texts("subprotocols", self.subprotocols)
+        check_texts("allowed_hosts", self.allowed_hosts)
         if self.keyfile is not None and self.certfile is None:
             raise ConfigError(
                 "keyfile is given without certfile.", field="keyfile", value=self.keyfile
@@ -367,7 +304,7 @@ class ServerConfig(TransportConfig):
                 raise ConfigError(f"{name} {str(path)!r} does not exist.", field=name, value=path)
 
 
-@_named_options
+@named_options
 @dataclass(frozen=True, kw_only=True, slots=True)
 class ClientConfig(TransportConfig):
     """The options of connect() and of the client classes."""
@@ -425,15 +362,15 @@ class ClientConfig(TransportConfig):
     def __post_init__(self) -> None:
         # slots=True makes a new class, so that the zero-argument super() is not available here.
         TransportConfig.__post_init__(self)
-        _check(
+        check(
             self,
             positive=("connect_timeout", "retry_delay", "max_retry_delay", "retry_backoff"),
             at_least={"client_sockets": 1, "max_connecting": 1, "max_retries": 0},
             optional=("connect_timeout", "client_sockets", "max_retries"),
         )
-        _check(self, positive=("attempt_delay",), at_least={})
+        check(self, positive=("attempt_delay",), at_least={})
         if self.retry_backoff < 1:
-            raise _bad("retry_backoff", self.retry_backoff, "at least 1.0")
+            raise bad("retry_backoff", self.retry_backoff, "at least 1.0")
         if self.cafile is not None and not os.path.isfile(self.cafile):
             raise ConfigError(
                 f"cafile {str(self.cafile)!r} does not exist.", field="cafile", value=self.cafile
@@ -443,13 +380,13 @@ class ClientConfig(TransportConfig):
             object.__setattr__(self, "server_certificate_hashes", (hashes,))
         for value in self.server_certificate_hashes:
             certificate_hash(value)
-        _check_texts("subprotocols", self.subprotocols)
+        check_texts("subprotocols", self.subprotocols)
         for name in ("origin", "server_name", "user_agent"):
             value = getattr(self, name)
             if value is not None:
-                _check_texts(name, [value])
+                check_texts(name, [value])
         if not isinstance(self.verify, bool):
-            raise _bad("verify", self.verify, "True or False")
+            raise bad("verify", self.verify, "True or False")
 
     @classmethod
     def aliases(cls) -> Aliases:
@@ -493,13 +430,3 @@ _CLIENT_ALIASES: Aliases = {
     "congestion_control_algorithm": ("congestion_control", None),
     "connection_keepalive_timeout": ("keep_alive_interval", None),
 }
-
-
-def _canonical(changes: Mapping[str, Any], aliases: Aliases) -> dict[str, Any]:
-    result: dict[str, Any] = {}
-    for name, value in changes.items():
-        target, convert = aliases.get(name, (name, None))
-        if target in result:
-            raise TypeError(f"{name!r} and another name of {target!r} were both given.")
-        result[target] = convert(value) if convert is not None else value
-    return result

@@ -26,6 +26,7 @@ FLOORS = {
     "gwt.errors": 0,
     "gwt.config": 0,
     "gwt.observe": 0,
+    "gwt.options": 0,
     "gwt.version": 0,
     "gwt._version": 0,
     "gwt.protocol": 1,
