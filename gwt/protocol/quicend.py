@@ -22,6 +22,7 @@ def release(connection: Connection) -> None:
         space.sent_packets.clear()
     connection._loss.spaces = []
     connection._loss._send_probe = _nothing
+    connection._short_keys = connection._short_space = None
     for held in (
         connection._cryptos,
         connection._cryptos_initial,
@@ -29,7 +30,7 @@ def release(connection: Connection) -> None:
         connection._crypto_streams,
         connection._spaces,
         connection._streams,
-        connection._QuicConnection__frame_handlers,  # type: ignore[attr-defined]
+        connection._limits_due,
     ):
         held.clear()
     connection._streams_queue.clear()
