@@ -217,8 +217,11 @@ class Quic:
             quic.acknowledge_now(now)
         if self.packets_sent - self._keys_since >= KEY_UPDATE_PACKETS:
             self._keys_since = self.packets_sent
-            # Before the handshake is confirmed aioquic puts it off until then.
+            # Before the handshake is confirmed aioquic puts it off until then. It also drops its
+            # old keys at once, so that it is deaf until the peer has heard of the new ones: they
+            # must not depend on an acknowledgement that can be lost, and is never sent again.
             quic.request_key_update()
+            self.ping()
         datagrams = quic.datagrams_to_send(now)
         if quic.stream_credit_due():
             datagrams += quic.datagrams_to_send(now)

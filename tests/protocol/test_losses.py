@@ -1,0 +1,33 @@
+"""What one lost packet, or one that came twice, may not do: each of these once did."""
+
+from __future__ import annotations
+
+from aioquic.tls import Epoch
+
+from gwt.protocol import quic
+from tests.helpers import raw
+from tests.helpers.pair import CLIENT
+
+
+def test_new_keys_are_heard_of_though_their_first_packet_is_lost(monkeypatch):
+    """A reader sends acknowledgements only: when one is lost, nothing is sent again for it."""
+    peer = raw.server()
+    ours = peer.protocol
+    stream_id = peer.wt_uni(peer.session(), b"first", run=True)
+    ours.accept_stream(stream_id)
+    peer.run()
+    peer.send(stream_id, b"second")
+    monkeypatch.setattr(quic, "KEY_UPDATE_PACKETS", ours.quic.packets_sent)
+    peer.quic.send_stream_data(stream_id, b"third")
+    for data, _ in peer.quic.datagrams_to_send(peer.now):
+        peer.end.take(ours.receive_datagrams([data], CLIENT, peer.now))
+    peer.now = ours.next_timer()
+    ours.on_timer(peer.now)
+    assert ours.datagrams_to_send(peer.now), "the acknowledgement that is lost"
+    monkeypatch.undo()
+    assert ours.quic._quic._cryptos[Epoch.ONE_RTT].key_phase == 1
+    peer.run(5)
+    peer.send(stream_id, b"fourth", True)
+    peer.run(5)
+    assert peer.end.data(stream_id) == b"firstsecondthirdfourth"
+    assert peer.quic._cryptos[Epoch.ONE_RTT].key_phase == 1
