@@ -147,6 +147,7 @@ class Incoming(Sessions):
         # STOP_SENDING can overtake the prefix, and a stream can wait for its session.
         stopped = self.quic.reset_code(stream.id)
         if stopped is not None:
+            stream.stop_received = True
             self._events.append(events.StreamStopped(stream.id, codes.application_code(stopped)))
         if self.quic.sending_finished(stream.id):
             stream.send_done = True
@@ -298,7 +299,8 @@ class Incoming(Sessions):
         stream = self.streams.get(stream_id)
         if stream is not None:
             # One that waits for its session is told of with _announce().
-            if not stream.send_done and stream.early is None:
+            if not (stream.send_done or stream.stop_received) and stream.early is None:
+                stream.stop_received = True
                 self._unsend(stream)
                 self._events.append(events.StreamStopped(stream.id, codes.application_code(code)))
         elif stream_id in self.sessions and self.sessions[stream_id].live:

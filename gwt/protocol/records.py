@@ -83,6 +83,8 @@ class Stream:
     # Bytes of the body written.
     written: int = 0
     send_done: bool = False
+    # Whether the peer asked us to stop: it may ask again, when its asking was not acknowledged.
+    stop_received: bool = False
     # The wire code of a reset that waits for the prefix to be acknowledged.
     pending_reset: int | None = None
     # Window beyond the initial one.

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import pytest
 from aioquic.tls import Epoch
 
-from gwt.protocol import quic
+from gwt.protocol import codes, events, quic
+from gwt.protocol.capsules import encode_varint
 from tests.helpers import raw
 from tests.helpers.pair import CLIENT
+
+BOTH = pytest.mark.parametrize("is_client", [True, False], ids=["client", "server"])
 
 
 def test_new_keys_are_heard_of_though_their_first_packet_is_lost(monkeypatch):
@@ -31,3 +35,16 @@ def test_new_keys_are_heard_of_though_their_first_packet_is_lost(monkeypatch):
     peer.run(5)
     assert peer.end.data(stream_id) == b"firstsecondthirdfourth"
     assert peer.quic._cryptos[Epoch.ONE_RTT].key_phase == 1
+
+
+@BOTH
+def test_stop_sending_that_comes_again_is_told_once(is_client):
+    peer = raw.client() if is_client else raw.server()
+    session_id = peer.session()
+    stream_id = peer.protocol.open_stream(session_id, False)
+    peer.run()
+    frame = b"\x05" + encode_varint(stream_id) + encode_varint(codes.wire_code(7))
+    for _ in range(2):
+        peer.inject(frame)
+    peer.run()
+    assert peer.end.of(events.StreamStopped) == [events.StreamStopped(stream_id, 7)]
