@@ -219,7 +219,9 @@ class WebTransport(Incoming):
 
     def want_stream(self, session_id: int) -> None:
         """Ask for StreamAvailable when open_stream() is worth trying again."""
-        self._openers.add(session_id)
+        session = self.sessions.get(session_id)
+        if session is not None and session.live:
+            self._openers.add(session_id)
 
     def accept_stream(self, stream_id: int) -> None:
         """Note that the application takes care of a stream: it gets its full window."""
@@ -274,8 +276,9 @@ class WebTransport(Incoming):
         return 0 if stream is None or stream.send_done else self._room(stream)[0]
 
     def want_room(self, stream_id: int) -> None:
-        """Ask for StreamWritable when there is room again."""
-        self._writers.add(stream_id)
+        """Ask for StreamWritable when there is room again; of a stream that is over, nothing."""
+        if stream_id in self.streams:
+            self._writers.add(stream_id)
 
     def want_flush(self, stream_id: int) -> bool:
         """Ask for StreamFlushed; returns False if there is nothing to wait for."""

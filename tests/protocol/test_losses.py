@@ -8,7 +8,8 @@ from aioquic.tls import Epoch
 from gwt.protocol import codes, events, quic
 from gwt.protocol.capsules import encode_varint
 from tests.helpers import raw
-from tests.helpers.pair import CLIENT
+from tests.helpers.pair import CLIENT, Pair
+from tests.helpers.raw import leftovers
 
 BOTH = pytest.mark.parametrize("is_client", [True, False], ids=["client", "server"])
 
@@ -48,3 +49,17 @@ def test_stop_sending_that_comes_again_is_told_once(is_client):
         peer.inject(frame)
     peer.run()
     assert peer.end.of(events.StreamStopped) == [events.StreamStopped(stream_id, 7)]
+
+
+@BOTH
+def test_nothing_is_remembered_of_who_waits_on_what_is_over(is_client):
+    """A writer may be woken by what comes before the end of its session, and ask again behind."""
+    pair = Pair()
+    session_id = pair.session()
+    end = pair.client if is_client else pair.server
+    stream_id = end.protocol.open_stream(session_id, True)
+    end.protocol.close_session(session_id)
+    end.protocol.want_room(stream_id)
+    end.protocol.want_stream(session_id)
+    pair.run(1.0)
+    assert not leftovers(pair.client.protocol) and not leftovers(pair.server.protocol)
