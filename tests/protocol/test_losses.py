@@ -52,6 +52,31 @@ def test_stop_sending_that_comes_again_is_told_once(is_client):
 
 
 @BOTH
+@pytest.mark.parametrize("opened_by_us", [True, False])
+@pytest.mark.parametrize("arrived", [0, 4, 10])
+def test_what_a_reset_keeps_from_arriving_is_credit_all_the_same(is_client, opened_by_us, arrived):
+    flow = {codes.SETTING_WT_INITIAL_MAX_DATA: 1 << 30, 0x2B64: 1000, 0x2B65: 1000}
+    settings = {**(raw.DRAFT16_SERVER if is_client else raw.DRAFT16), **flow}
+    peer = raw.client(settings) if is_client else raw.server(settings)
+    session_id = peer.session()
+    if opened_by_us:
+        stream_id = peer.protocol.open_stream(session_id, False)
+        peer.run()
+        peer.send(stream_id, bytes(arrived))
+        final = 10
+    else:
+        stream_id = peer.wt_bidi(session_id, bytes(arrived), run=True)
+        final = 3 + 10
+    peer.protocol.accept_stream(stream_id)
+    peer.inject(b"\x04" + b"".join(map(encode_varint, (stream_id, codes.wire_code(7), final))))
+    peer.run()
+    assert peer.end.of(events.StreamReset) == [events.StreamReset(stream_id, 7)]
+    peer.protocol.consumed(stream_id, arrived)
+    account = peer.protocol.sessions[session_id].flow
+    assert (account.received, account.consumed) == (10, 10)
+
+
+@BOTH
 def test_nothing_is_remembered_of_who_waits_on_what_is_over(is_client):
     """A writer may be woken by what comes before the end of its session, and ask again behind."""
     pair = Pair()
