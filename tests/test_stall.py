@@ -84,3 +84,21 @@ def test_a_stall_longer_than_the_idle_timeout_drops_no_healthy_peer(guarded, mon
         crowd.echo()
         for session in crowd.sessions:
             assert not session.connection.stats().get("internal_errors")
+
+
+@pytest.mark.slow
+def test_a_stall_longer_than_the_managers_idle_timeout_drops_no_healthy_peer():
+    with ExitStack() as stack:
+        # One connection: the timers of more would empty the socket before the reaper comes.
+        crowd = Crowd(
+            stack,
+            1,
+            connection_idle_timeout=1.0,
+            connection_idle_check_interval=0.2,
+            keep_alive=True,
+        )
+        stalled(crowd, 1.5)
+        crowd.speak()
+        gevent.sleep(0.3)
+        assert not crowd.closed
+        crowd.echo()

@@ -57,7 +57,7 @@ class ConnectionManager(Registry):
     `connection_idle_timeout` seconds are closed with the reason "Idle timeout"; <= 0 is off.
     """
 
-    __slots__ = ("_clock", "_idle_check_interval", "_idle_closers", "_idle_timeout")
+    __slots__ = ("_checked_at", "_clock", "_idle_check_interval", "_idle_closers", "_idle_timeout")
 
     kind = "connection"
 
@@ -74,6 +74,7 @@ class ConnectionManager(Registry):
         self._idle_check_interval = connection_idle_check_interval
         self._idle_timeout = connection_idle_timeout
         self._clock = clock
+        self._checked_at = 0.0
 
         # The greenlets that close idle members, by the id() of the member that each holds.
         self._idle_closers: dict[int, gevent.Greenlet] = {}
@@ -132,8 +133,18 @@ class ConnectionManager(Registry):
     def _periodic(self) -> list[tuple[float, Job]]:
         work = super()._periodic()
         if self._idle_timeout > 0:
-            work += every(self._idle_check_interval, self.close_idle)
+            self._checked_at = self._clock()
+            work += every(self._idle_check_interval, self._check_idle)
         return work
+
+    def _check_idle(self) -> None:
+        # A hub that was blocked for long has not read yet what its connections' peers have sent
+        # meanwhile: such a pass would close the living, and the next one is soon.
+        now = self._clock()
+        late = now - self._checked_at - self._idle_check_interval
+        self._checked_at = now
+        if late < self._idle_timeout / 4:
+            self.close_idle(now)
 
     def _inactive(self) -> GwtError:
         return ManagerInactive(self._inactive_text())
