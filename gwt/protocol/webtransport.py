@@ -85,7 +85,9 @@ class WebTransport(Incoming):
         """Return whether one more session fits on this connection."""
         if not self.ready or self.quic.closed or self.draft is None:
             return False
-        return self._live_sessions() < self._max_sessions(self.draft)
+        # One that has ended counts until the server has acknowledged it: its end can be lost, and
+        # overtaken by the next request.
+        return len(self.sessions) < self._max_sessions(self.draft)
 
     def open_session(
         self,

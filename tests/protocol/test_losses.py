@@ -76,6 +76,18 @@ def test_what_a_reset_keeps_from_arriving_is_credit_all_the_same(is_client, open
     assert (account.received, account.consumed) == (10, 10)
 
 
+def test_a_session_whose_end_was_lost_is_not_followed_by_another_too_soon():
+    peer = raw.client({**raw.DRAFT16_SERVER, codes.SETTING_WT_INITIAL_MAX_DATA: 0})
+    ours = peer.protocol
+    session_id = peer.session()
+    assert not ours.may_open_session(), "without flow control there is one at a time"
+    ours.close_session(session_id)
+    assert ours.datagrams_to_send(peer.now), "what is lost"
+    assert not ours.may_open_session()
+    peer.run(2.0)
+    assert ours.may_open_session()
+
+
 @BOTH
 def test_nothing_is_remembered_of_who_waits_on_what_is_over(is_client):
     """A writer may be woken by what comes before the end of its session, and ask again behind."""
