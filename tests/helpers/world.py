@@ -987,19 +987,15 @@ class World:
                     self._push(arrival, lambda d=arrived, a=destination: self._to_client(d, a))
 
     def _to_server(self, data: bytes, source: Any) -> None:
-        server = self.server
-        if (
-            server is not None
-            and server.ended is None
-            and server.timer is None
-            and server.wake is None
-        ):
-            # Nothing that could be read has come: to its driver that is the end of a connection.
-            server = self.server = None
-        if server is not None:
-            if packets.routing_id(data) in server.ids:
+        server, routed = self.server, packets.routing_id(data)
+        if server is not None and routed in server.ids:
+            if server.wake is not None or server.timer is not None or server.ended is not None:
                 server.arrive(data, source)
+                return
+            # Nothing that could be read has come: to its driver that is the end of a connection.
+        elif server is not None and server.protocol.quic.packets_sent:
             return
+        # Else there is none, or one that was made for a damaged packet and has no peer.
         newcomer = packets.classify(data)
         if newcomer.kind is packets.Kind.INITIAL:
             self.server = server = self._side(False, newcomer.destination)
