@@ -68,6 +68,10 @@ class Lifetime:
         self._pinged_at = 0.0
         self._timer = Timer(self._on_timer, clock=clock)
 
+        # When the timer is due, and until when reading goes before it after a stall.
+        self._due = 0.0
+        self._catch_up_until: float | None = None
+
     def note_unused(self) -> None:
         """Give the connection up in a while, unless it has a session by then."""
         self._unused_deadline = self._clock() + self.unused_timeout
@@ -83,6 +87,7 @@ class Lifetime:
         for other in (self._ping_due(), self._give_up_at(), self._gone_deadline):
             if other is not None and other < deadline:
                 deadline = other
+        self._due = deadline
         self._timer.arm(deadline)
 
     def _give_up_at(self) -> float | None:
@@ -97,17 +102,19 @@ class Lifetime:
         return max(self.last_active, self._pinged_at) + interval
 
     def _on_timer(self) -> None:
-        now = self._clock()
-        due = self._timer.deadline or now
+        now, due = self._clock(), self._due
         if now - due > _STALL or self.endpoint.behind:
             # The hub was blocked, or is behind: the peer's packets may be waiting in the socket,
             # and they go before any time-out.
             self.endpoint.drain()
-            if self.endpoint.behind and now - due < _MAX_STALL_READING:
+            if self._catch_up_until is None:
+                self._catch_up_until = now + _MAX_STALL_READING
+            if self.endpoint.behind and now < self._catch_up_until:
                 # Not a callback: those of one turn run before the loop reads again.
                 self._timer.arm(None)
                 self._timer.arm(due)
                 return
+        self._catch_up_until = None
         try:
             ping, give_up = self._ping_due(), self._give_up_at()
             if ping is not None and now >= ping:

@@ -9,7 +9,7 @@ import gevent
 import pytest
 from gevent import monkey
 
-from gwt import connection as connection_module
+from gwt import lifetime
 from tests.helpers import eventually
 from tests.helpers.live import connect, serving
 
@@ -73,7 +73,7 @@ def stalled(crowd, seconds):
 def test_a_stall_longer_than_the_idle_timeout_drops_no_healthy_peer(guarded, monkeypatch):
     if not guarded:
         # That the stall would be the end otherwise.
-        monkeypatch.setattr(connection_module, "_STALL", 1e9)
+        monkeypatch.setattr(lifetime, "_STALL", 1e9)
     with ExitStack() as stack:
         crowd = Crowd(stack, idle_timeout=IDLE)
         stalled(crowd, IDLE + 0.5)
