@@ -8,14 +8,21 @@ its own. Both roles answer
     {"do": "usage"}                                     {"cpu": seconds of CPU so far}
     {"do": "memory"}                                    {"rss": bytes resident}
 
-and leave when stdin ends. A server first says ``{"port": n}``. It serves three paths: ``/echo``
+and leave when stdin ends. A server first says ``{"port": n}``. It serves four paths: ``/echo``
 (each bidirectional stream and each datagram comes back), ``/download`` (a stream holds a decimal
-number, and that many bytes come back on it) and ``/upload`` (a stream is read to its end, and
-its length comes back in decimal). A client answers
+number, and that many bytes come back on it), ``/upload`` (a stream is read to its end, and its
+length comes back in decimal) and ``/sink`` (the same, for many streams at once). A client answers
 
     {"do": "open", "path": "/echo", "count": 1}         sessions, each on its own connection
+    {"do": "idle", "count": 1000}                       streams of a byte each, left open
     {"do": "run", "work": name, ...}                    {"operations": n}, as in WORKS of bench.py
     {"do": "close"}                                     all its sessions
+
+gwt, which has greenlets, also answers
+
+    {"do": "profile", "file": null}                     from now on; a file's name: into it
+    {"do": "ticker"}                                    a server: watch a greenlet from now on
+    {"do": "lateness"}                                  seconds: "max", "p99", "cpu_max", "cpu_p99"
 """
 
 from __future__ import annotations
@@ -40,6 +47,7 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--certificate", help="PEM file of certificate and key: server")
     parser.add_argument("--port", type=int, default=0, help="where the server listens: client")
     parser.add_argument("--udp-payload", type=int, default=1200)
+    parser.add_argument("--streams", type=int, default=256, help="allowed at once: server")
     return parser.parse_args()
 
 

@@ -63,11 +63,16 @@ class Protocol(QuicConnectionProtocol):
 
 
 class ServerProtocol(Protocol):
+    streams: int
+
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         self.path = ""
         self.received: dict[int, bytearray] = {}
-        self.count = 0
+        self.counts: dict[int, int] = {}
+        # Its 128 are no option; the peer has not been told yet.
+        limit = self._quic._local_max_streams_bidi
+        limit.value = limit.sent = self.streams
 
     def happened(self, event: H3Event) -> None:
         assert self.h3 is not None
@@ -82,14 +87,15 @@ class ServerProtocol(Protocol):
             self._quic.send_stream_data(event.stream_id, b"", True)
 
     def stream_data(self, stream_id: int, data: bytes, ended: bool) -> None:
-        if self.path == "/upload":
-            self.count += len(data)
+        counts = self.path in ("/upload", "/sink")
+        if counts:
+            self.counts[stream_id] = self.counts.get(stream_id, 0) + len(data)
         else:
             self.received.setdefault(stream_id, bytearray()).extend(data)
         if not ended:
             return
-        if self.path == "/upload":
-            answer, self.count = b"%d" % self.count, 0
+        if counts:
+            answer = b"%d" % self.counts.pop(stream_id)
         else:
             answer = bytes(self.received.pop(stream_id, b""))
             if self.path == "/download":
@@ -161,7 +167,9 @@ class ClientProtocol(Protocol):
         # A CONNECTION_CLOSE could overtake it.
         await self.closed_by_peer
 
-    def request(self, data: bytes, take: Callable[[bytes], None]) -> asyncio.Future[None]:
+    def request(
+        self, data: bytes, take: Callable[[bytes], None], end: bool = True
+    ) -> asyncio.Future[None]:
         """Send a stream and its end; the future is done when the answer's end is here."""
         assert self.h3 is not None
         stream_id = self.h3.create_webtransport_stream(self.session_id)
@@ -170,7 +178,7 @@ class ClientProtocol(Protocol):
         with self.h3._get_or_create_stream(stream_id) as stream:
             stream.frame_type = FrameType.WEBTRANSPORT_STREAM
             stream.session_id = self.session_id
-        self._quic.send_stream_data(stream_id, data, True)
+        self._quic.send_stream_data(stream_id, data, end)
         done = asyncio.get_running_loop().create_future()
         self.answers[stream_id] = (take, done)
         self.transmit()
@@ -204,6 +212,11 @@ class Client:
     async def open(self, path: str, count: int) -> None:
         for _ in range(count):
             self.sessions.append(await self.connect(path))
+
+    async def idle(self, count: int) -> None:
+        for _ in range(count):
+            self.sessions[0][1].request(b".", bytes, end=False)
+            await asyncio.sleep(0)
 
     async def close(self) -> None:
         sessions, self.sessions = self.sessions, []
@@ -278,7 +291,8 @@ async def commands() -> AsyncIterator[dict[str, Any]]:
         yield json.loads(line)
 
 
-async def run_server(certificate: str, payload: int) -> None:
+async def run_server(certificate: str, payload: int, streams: int) -> None:
+    ServerProtocol.streams = streams
     config = configuration(False, payload)
     config.load_cert_chain(certificate)
     server = await serve("127.0.0.1", 0, configuration=config, create_protocol=ServerProtocol)
@@ -295,6 +309,9 @@ async def run_client(port: int, payload: int) -> None:
             case "open":
                 await client.open(**command)
                 reply({})
+            case "idle":
+                await client.idle(**command)
+                reply({})
             case "close":
                 await client.close()
                 reply({})
@@ -307,6 +324,6 @@ async def run_client(port: int, payload: int) -> None:
 if __name__ == "__main__":
     options = arguments()
     if options.role == "server":
-        asyncio.run(run_server(options.certificate, options.udp_payload))
+        asyncio.run(run_server(options.certificate, options.udp_payload, options.streams))
     else:
         asyncio.run(run_client(options.port, options.udp_payload))

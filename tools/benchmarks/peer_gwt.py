@@ -4,8 +4,12 @@ from __future__ import annotations
 
 import cProfile
 import json
+import os
+import socket
 import sys
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
+from contextlib import suppress
 from typing import Any
 
 import gevent
@@ -18,6 +22,9 @@ import gwt
 
 # What one write of a bulk transfer takes.
 WRITE = 1024 * 1024
+
+# How often a greenlet of the server wants to run while it is measured how late that is.
+TICK = 0.001
 
 
 def commands() -> Iterator[dict[str, Any]]:
@@ -45,9 +52,22 @@ def download(session: gwt.WebTransportSession) -> None:
         send(stream, int(stream.read_all()))
 
 
+def count(stream: gwt.WebTransportStream) -> None:
+    stream.write_all(b"%d" % sum(len(data) for data in stream))
+
+
 def upload(session: gwt.WebTransportSession) -> None:
     for stream in session:
-        stream.write_all(b"%d" % sum(len(data) for data in stream))
+        count(stream)
+
+
+def sink(session: gwt.WebTransportSession) -> None:
+    def count_until_closed(stream: gwt.WebTransportStream) -> None:
+        with suppress(gwt.SessionClosed):
+            count(stream)
+
+    for stream in session:
+        gevent.spawn(count_until_closed, stream)
 
 
 def send(stream: gwt.WebTransportStream, size: int) -> None:
@@ -81,6 +101,40 @@ class Profiler:
 profiler = Profiler()
 
 
+class Ticker:
+    """
+    A greenlet that wants to run every millisecond, and by how many seconds it was late.
+
+    Its process may have to wait for a core of the machine, so lateness is also counted in CPU time
+    of its thread: the least of what was elapsed since it was due and what was spent since it slept.
+    """
+
+    def __init__(self) -> None:
+        self.greenlet: gevent.Greenlet | None = None
+        self.late: list[tuple[float, float]] = []
+
+    def run(self) -> None:
+        while True:
+            spent, due = time.thread_time(), time.perf_counter() + TICK
+            gevent.sleep(TICK)
+            late = max(0.0, time.perf_counter() - due)
+            self.late.append((late, min(late, time.thread_time() - spent)))
+
+    def start(self) -> None:
+        self.late.clear()
+        self.greenlet = gevent.spawn(self.run)
+
+    def stop(self) -> dict[str, float]:
+        assert self.greenlet is not None
+        self.greenlet.kill()
+        elapsed, cpu = (sorted(each) for each in zip(*self.late, strict=True))
+        at = len(elapsed) * 99 // 100
+        return {"max": elapsed[-1], "p99": elapsed[at], "cpu_max": cpu[-1], "cpu_p99": cpu[at]}
+
+
+ticker = Ticker()
+
+
 def answer(command: dict[str, Any]) -> dict[str, Any]:
     """Answer what a server and a client are both asked."""
     if command["do"] == "profile":
@@ -88,6 +142,10 @@ def answer(command: dict[str, Any]) -> dict[str, Any]:
             profiler.start()
         else:
             profiler.stop(command["file"])
+    elif command["do"] == "ticker":
+        ticker.start()
+    elif command["do"] == "lateness":
+        return ticker.stop()
     return measure(command["do"]) or {}
 
 
@@ -95,6 +153,7 @@ class Client:
     """The works, each over sessions that are open already."""
 
     def __init__(self, port: int, options: dict[str, Any]) -> None:
+        self.address = "127.0.0.1", port
         self.url = f"https://127.0.0.1:{port}"
         self.options = options
         self.sessions: list[gwt.WebTransportSession] = []
@@ -105,6 +164,10 @@ class Client:
     def open(self, path: str, count: int) -> None:
         for _ in range(count):
             self.sessions.append(self.connect(path))
+
+    def idle(self, count: int) -> None:
+        for _ in range(count):
+            self.sessions[0].create_bidirectional_stream().write(b".")
 
     def close(self) -> None:
         gevent.joinall([gevent.spawn(session.close) for session in self.sessions])
@@ -157,6 +220,49 @@ class Client:
         self._all(one_after_another, at_once)
         return count // at_once * at_once
 
+    def flood(self, load: str, seconds: float) -> int:
+        """Keep the server as busy as one client can with a load of LATENESS."""
+        end = time.monotonic() + seconds
+        times = 0
+
+        def repeat(function: Callable[[], object]) -> None:
+            nonlocal times
+            while time.monotonic() < end:
+                function()
+                times += 1
+                gevent.sleep(0)
+
+        function, at_once = {
+            "bulk": (self._echo_bulk, 2),
+            "streams": (self._echo_stream, 100),
+            "datagrams": (self._send_datagrams, 1),
+            "packets": (self._send_packets, 1),
+        }[load]
+        self._all(lambda: repeat(function), at_once)
+        return times
+
+    def _echo_bulk(self) -> None:
+        stream = self.sessions[0].create_bidirectional_stream()
+        send(stream, 4 * WRITE)
+        assert sum(len(data) for data in stream) == 4 * WRITE
+
+    def _echo_stream(self) -> None:
+        stream = self.sessions[0].create_bidirectional_stream()
+        stream.write_all(chunk(64))
+        assert stream.read_all() == chunk(64)
+
+    def _send_datagrams(self) -> None:
+        for _ in range(64):
+            self.sessions[0].send_datagram(chunk(64))
+
+    def _send_packets(self) -> None:
+        # An Initial whose contents are noise, and a packet of a connection that there is not.
+        initial = bytes([0xC0, 0, 0, 0, 1, 8]) + os.urandom(8) + bytes([0, 0, 0x44, 0x96])
+        with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as packets:
+            for _ in range(32):
+                packets.sendto(initial.ljust(1200, b"\x55"), self.address)
+                packets.sendto(bytes([0x40]) + os.urandom(40), self.address)
+
     def _all(self, function: Any, at_once: int) -> None:
         group = Group()
         for _ in range(at_once):
@@ -164,12 +270,17 @@ class Client:
         group.join(raise_error=True)
 
 
-def serve(certificate: str, payload: int) -> None:
+def serve(certificate: str, payload: int, streams: int) -> None:
     app = gwt.App()
-    for handler in (echo, download, upload):
+    for handler in (echo, download, upload, sink):
         app.webtransport(f"/{handler.__name__}")(handler)
     with gwt.Server(
-        app, "127.0.0.1:0", certfile=certificate, max_udp_payload=payload, stop_timeout=1.0
+        app,
+        "127.0.0.1:0",
+        certfile=certificate,
+        max_udp_payload=payload,
+        max_incoming_streams=streams,
+        stop_timeout=1.0,
     ) as server:
         reply({"port": server.address[1]})
         for command in commands():
@@ -182,6 +293,9 @@ def run_client(port: int, payload: int) -> None:
         match command["do"]:
             case "open":
                 client.open(command["path"], command["count"])
+                reply({})
+            case "idle":
+                client.idle(command["count"])
                 reply({})
             case "close":
                 client.close()
@@ -196,6 +310,6 @@ def run_client(port: int, payload: int) -> None:
 if __name__ == "__main__":
     options = arguments()
     if options.role == "server":
-        serve(options.certificate, options.udp_payload)
+        serve(options.certificate, options.udp_payload, options.streams)
     else:
         run_client(options.port, options.udp_payload)

@@ -13,6 +13,7 @@ import socket
 import ssl
 import sys
 from collections.abc import AsyncIterator, Coroutine
+from contextlib import suppress
 from typing import Any
 
 import pywebtransport as wt
@@ -28,7 +29,11 @@ tasks: set[asyncio.Task[None]] = set()
 
 
 def spawn(work: Coroutine[Any, Any, None]) -> None:
-    task = asyncio.create_task(work)
+    async def until_closed() -> None:
+        with suppress(wt.ConnectionError, wt.SessionError, wt.StreamError):
+            await work
+
+    task = asyncio.create_task(until_closed())
     tasks.add(task)
     task.add_done_callback(tasks.discard)
 
@@ -39,12 +44,8 @@ async def answer_stream(stream: wt.WebTransportBidirectionalStream) -> None:
 
 async def echo(session: wt.WebTransportSession) -> None:
     async def datagrams() -> None:
-        try:
-            while True:
-                await session.send_datagram(data=await session.read_datagram())
-        except (wt.SessionError, wt.ConnectionError):
-            # Closed.
-            pass
+        while True:
+            await session.send_datagram(data=await session.read_datagram())
 
     spawn(datagrams())
     async for stream in session.incoming_bidirectional_streams():
@@ -56,12 +57,24 @@ async def download(session: wt.WebTransportSession) -> None:
         await send(stream, int(await stream.read_all()))
 
 
+async def count(stream: wt.WebTransportBidirectionalStream) -> None:
+    received = 0
+    async for data in stream:
+        received += len(data)
+    await stream.write_all(data=b"%d" % received, end_stream=True)
+
+
 async def upload(session: wt.WebTransportSession) -> None:
     async for stream in session.incoming_bidirectional_streams():
-        received = 0
-        async for data in stream:
-            received += len(data)
-        await stream.write_all(data=b"%d" % received, end_stream=True)
+        await count(stream)
+
+
+async def sink(session: wt.WebTransportSession) -> None:
+    async for stream in session.incoming_bidirectional_streams():
+        spawn(count(stream))
+
+
+HANDLERS = {"/echo": echo, "/download": download, "/upload": upload, "/sink": sink}
 
 
 async def send(stream: wt.WebTransportBidirectionalStream, size: int) -> None:
@@ -89,6 +102,11 @@ class Client:
     async def open(self, path: str, count: int) -> None:
         for _ in range(count):
             self.sessions.append(await self.connect(path))
+
+    async def idle(self, count: int) -> None:
+        for _ in range(count):
+            stream = await self.sessions[0].create_bidirectional_stream()
+            await stream.write(data=b".")
 
     async def close(self) -> None:
         sessions, self.sessions = self.sessions, []
@@ -156,9 +174,8 @@ async def commands() -> AsyncIterator[dict[str, Any]]:
 
 async def accept(connection: wt.WebTransportConnection) -> None:
     async for session in connection.incoming_sessions():
-        handler = {"/echo": echo, "/download": download, "/upload": upload}[session.path]
         await session.accept()
-        spawn(handler(session))
+        spawn(HANDLERS[session.path](session))
 
 
 async def accept_all(server: wt.WebTransportServer) -> None:
@@ -166,7 +183,7 @@ async def accept_all(server: wt.WebTransportServer) -> None:
         spawn(accept(connection))
 
 
-async def run_server(certificate: str, payload: int) -> None:
+async def run_server(certificate: str, streams: int) -> None:
     # Port 0 is none of its ports.
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as free:
         free.bind(("127.0.0.1", 0))
@@ -176,8 +193,8 @@ async def run_server(certificate: str, payload: int) -> None:
         keyfile=certificate,
         bind_host="127.0.0.1",
         bind_port=port,
-        initial_max_streams_bidi=256,
-        max_streams_bidi=256,
+        initial_max_streams_bidi=streams,
+        max_streams_bidi=streams,
         **LIMITS,
     )
     async with wt.WebTransportServer(config=config) as server:
@@ -188,7 +205,7 @@ async def run_server(certificate: str, payload: int) -> None:
             reply(measure(command["do"]) or {})
 
 
-async def run_client(port: int, payload: int) -> None:
+async def run_client(port: int) -> None:
     config = wt.ClientConfig(verify_mode=ssl.CERT_NONE, **LIMITS)
     async with wt.WebTransportClient(config=config) as transport:
         client = Client(port, transport)
@@ -196,6 +213,9 @@ async def run_client(port: int, payload: int) -> None:
             match command.pop("do"):
                 case "open":
                     await client.open(**command)
+                    reply({})
+                case "idle":
+                    await client.idle(**command)
                     reply({})
                 case "close":
                     await client.close()
@@ -209,6 +229,6 @@ async def run_client(port: int, payload: int) -> None:
 if __name__ == "__main__":
     options = arguments()
     if options.role == "server":
-        asyncio.run(run_server(options.certificate, options.udp_payload))
+        asyncio.run(run_server(options.certificate, options.streams))
     else:
-        asyncio.run(run_client(options.port, options.udp_payload))
+        asyncio.run(run_client(options.port))
