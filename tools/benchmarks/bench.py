@@ -477,7 +477,7 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     )
     parser.add_argument(
         "--profile",
-        choices=[work.name for work in WORKS],
+        choices=[name for name in names if name != MEMORY],
         metavar="WORK",
         help="instead of measuring, print where gwt's client and server spend their time in it",
     )
@@ -497,26 +497,35 @@ def prepare(peer: Peer) -> bool:
     return not subprocess.call(["bash", "-c", command, ROOT / "tools" / "common.sh", peer.name])
 
 
-def profile(work: Work, quick: bool) -> None:
+def profile(name: str, quick: bool) -> None:
     """Run a work once, unmeasured and then under a profiler in both of gwt's processes."""
-    with tempfile.TemporaryDirectory() as folder:
-        certificate = make_certificate(folder)
-        with Pair(PEERS["gwt"], certificate, work.streams) as pair:
-            pair.run(work, {**work.command, **work.quick})
-            for end in (pair.server, pair.client):
-                end.ask(do="profile", file=None)
-            pair.run(work, {**work.command, **(work.quick if quick else {})})
-            for role, end in (("server", pair.server), ("client", pair.client)):
-                file = str(Path(tempfile.gettempdir(), f"gwt-{work.name}-{role}.prof"))
-                end.ask(do="profile", file=file)
-                print(f"\n{role}, the rest is in {file}:\n")
-                pstats.Stats(file).sort_stats("tottime").print_stats(40)
+    work = next((work for work in WORKS if work.name == name), None)
+    with (
+        tempfile.TemporaryDirectory() as folder,
+        Pair(PEERS["gwt"], make_certificate(folder), work and work.streams) as pair,
+    ):
+
+        def run(short: bool) -> None:
+            if work is None:
+                pair.lateness(LATENESS[name], 0.5 if short else 2.0)
+            else:
+                pair.run(work, {**work.command, **(work.quick if short else {})})
+
+        run(True)
+        for end in (pair.server, pair.client):
+            end.ask(do="profile", file=None)
+        run(quick)
+        for role, end in (("server", pair.server), ("client", pair.client)):
+            file = str(Path(tempfile.gettempdir(), f"gwt-{name}-{role}.prof"))
+            end.ask(do="profile", file=file)
+            print(f"\n{role}, the rest is in {file}:\n")
+            pstats.Stats(file).sort_stats("tottime").print_stats(40)
 
 
 def main() -> None:
     options = parse()
     if options.profile:
-        profile(next(work for work in WORKS if work.name == options.profile), options.quick)
+        profile(options.profile, options.quick)
         return
     peers = [PEERS[name] for name in options.peers if prepare(PEERS[name])]
     if not peers:

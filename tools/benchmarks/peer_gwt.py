@@ -39,8 +39,9 @@ def answer_stream(stream: gwt.WebTransportStream) -> None:
 
 def echo(session: gwt.WebTransportSession) -> None:
     def datagrams() -> None:
-        for data in session.incoming_datagrams():
-            session.send_datagram(data)
+        with suppress(gwt.SessionClosed):
+            for data in session.incoming_datagrams():
+                session.send_datagram(data)
 
     gevent.spawn(datagrams)
     for stream in session:
