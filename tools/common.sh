@@ -101,7 +101,7 @@ ensure_peer() {
                 rm -rf "$folder" && "$python" -m venv --without-pip "$folder"
             }
         } && "$python" -m pip --python "$folder/bin/python" install -qq \
-            --disable-pip-version-check "$name==$release" >"$ROOT/.peers/log" 2>&1 &&
+            --disable-pip-version-check --retries 1 "$name==$release" >"$ROOT/.peers/log" 2>&1 &&
             printf '%s\n' "$folder $release" >"$folder/.made-for" && exit
         rm -rf "$folder"
         say "Going on without $name: it could not be installed; $ROOT/.peers/log says why."

@@ -2,7 +2,7 @@
 pywebtransport 0.21 in both roles: the newest draft, with session flow control.
 
 It needs a Python of its own (3.12 or later); GWT_PYWEBTRANSPORT names its interpreter, or it is
-looked for in `.peers/pywebtransport`.
+looked for in `.peers/pywebtransport`, where tools/test puts it.
 """
 
 from __future__ import annotations
@@ -25,7 +25,10 @@ PYTHON = Path(
     os.environ.get("GWT_PYWEBTRANSPORT") or ROOT / ".peers" / "pywebtransport" / "bin" / "python"
 )
 
-pytestmark = pytest.mark.skipif(not PYTHON.exists(), reason="pywebtransport is not installed")
+pytestmark = pytest.mark.skipif(
+    not PYTHON.exists(),
+    reason="pywebtransport is not installed; tools/test does it where it finds Python 3.12",
+)
 
 
 def start(*arguments):

@@ -5,14 +5,22 @@ from __future__ import annotations
 import json
 import os
 import sys
+from pathlib import Path
 
 import pytest
 from gevent import subprocess
 
 from tests.scale.peer import ROOT
 
-# One for each thing that a client can be told to do.
-WORKS = {"download", "upload", "stream", "datagram", "session", "memory"}
+# One for each thing that a client can be told to do; and what is asked of gwt alone.
+WORKS = {"download", "upload", "stream", "datagram", "session", "busy", "busy-idle", "memory"}
+LATENESS = {"late-bulk", "late-streams", "late-datagrams", "late-packets"}
+
+PEERS = ["gwt", "aioquic"]
+if Path(
+    os.environ.get("GWT_PYWEBTRANSPORT") or ROOT / ".peers" / "pywebtransport" / "bin" / "python"
+).exists():
+    PEERS.append("pywebtransport")
 
 
 def bench(*arguments: str) -> subprocess.CompletedProcess:
@@ -27,21 +35,48 @@ def bench(*arguments: str) -> subprocess.CompletedProcess:
 @pytest.mark.slow
 @pytest.mark.deadline(120)
 def test_works_are_measured_on_every_peer():
-    done = bench("webtransport", "--quick", "--rounds", "1", "--json", "--only", ",".join(WORKS))
+    works = ",".join(WORKS | LATENESS)
+    options = ["--quick", "--rounds", "1", "--json", "--only", works, "--peers", ",".join(PEERS)]
+    done = bench("webtransport", *options)
     assert done.returncode == 0, done.stderr.decode()
     found = json.loads(done.stdout)
     assert found["environment"]["python"]
-    assert set(found["works"]) == WORKS
-    for work, peers in found["works"].items():
-        assert set(peers) == {"gwt", "aioquic"}
-        for result in peers.values():
+    assert set(found["works"]) == WORKS | LATENESS
+    for work in WORKS:
+        assert set(found["works"][work]) == set(PEERS)
+        for result in found["works"][work].values():
             assert result["server"] > 0
             assert work == "memory" or result["ratio"] > 0
+    for work in LATENESS:
+        assert set(found["works"][work]) == {"gwt"}
+        late = found["works"][work]["gwt"]
+        assert 0 <= late["cpu_max"] <= late["max"]
+    # A target is there when what it compares was measured.
+    judged = {(*target["row"], *(target["base"] or ())) for target in found["targets"]}
+    assert ("download", "aioquic", "download", "gwt") in judged
+    assert ("busy-idle", "gwt", "busy", "gwt") in judged
+    assert ("late-bulk", "gwt") in judged
+    assert ("stream", "gwt", "stream", "pywebtransport") in judged or len(PEERS) == 2
+
+
+@pytest.mark.slow
+def test_a_profile_names_the_functions_of_both_ends():
+    done = bench("webtransport", "--quick", "--profile", "datagram")
+    assert done.returncode == 0, done.stderr.decode()
+    for role in (b"server", b"client"):
+        assert role + b", the rest is in " in done.stdout
+    assert done.stdout.count(b"(receive_datagram)") >= 2
 
 
 @pytest.mark.parametrize(
     "arguments",
-    [(), ("nothing",), ("webtransport", "--only", "nothing"), ("webtransport", "--rounds", "0")],
+    [
+        (),
+        ("nothing",),
+        ("webtransport", "--only", "nothing"),
+        ("webtransport", "--rounds", "0"),
+        ("webtransport", "--profile", "memory"),
+    ],
 )
 def test_a_wrong_argument_is_usage(arguments):
     done = bench(*arguments)

@@ -38,6 +38,8 @@ class Peer:
     arguments: tuple[str, ...] = ()
     # Another environment's, for a peer that cannot live in ours.
     python: str = sys.executable
+    # What it differs in; the other works it does only when it is asked for by name.
+    mainly: tuple[str, ...] = ()
 
     @property
     def has_greenlets(self) -> bool:
@@ -56,7 +58,12 @@ PEERS = {
     peer.name: peer
     for peer in (
         Peer("gwt", "peer_gwt.py"),
-        Peer("gwt-1452", "peer_gwt.py", ("--udp-payload", "1452")),
+        Peer(
+            "gwt-1452",
+            "peer_gwt.py",
+            ("--udp-payload", "1452"),
+            mainly=("download", "upload"),
+        ),
         Peer("aioquic", "peer_aioquic.py"),
         Peer("pywebtransport", "peer_pywebtransport.py", python=python_of("pywebtransport")),
     )
@@ -126,9 +133,22 @@ WORKS = [
         {"work": "connects", "count": 80, "at_once": 8},
         {"count": 24},
     ),
-    Work("busy", "MiB", "/sink", {"work": "upload", "size": 8 * MIB}, streams=STREAMS),
     Work(
-        "busy-idle", "MiB", "/sink", {"work": "upload", "size": 8 * MIB}, idle=IDLE, streams=STREAMS
+        "busy",
+        "MiB",
+        "/sink",
+        {"work": "upload", "size": 8 * MIB},
+        {"size": MIB},
+        streams=STREAMS,
+    ),
+    Work(
+        "busy-idle",
+        "MiB",
+        "/sink",
+        {"work": "upload", "size": 8 * MIB},
+        {"size": MIB},
+        idle=IDLE,
+        streams=STREAMS,
     ),
 ]
 MEMORY = "memory"
@@ -320,12 +340,19 @@ Rounds = dict[Row, list[dict[str, float]]]
 def measure(options: argparse.Namespace, peers: list[Peer], certificate: str) -> Rounds:
     """Return for each work and peer what each round measured."""
     found: Rounds = {}
-    works = [work for work in WORKS if work.name in options.only]
-    loads = {work: load for work, load in LATENESS.items() if work in options.only}
     pairs: dict[tuple[str, int | None], Pair] = {}
+    works = [work for work in WORKS if work.name in options.only]
+
+    def doing(work: str) -> list[Peer]:
+        return [
+            peer
+            for peer in peers
+            if work in options.only and (options.named or not peer.mainly or work in peer.mainly)
+        ]
+
     try:
         for work in works:
-            for peer in peers:
+            for peer in doing(work.name):
                 key = peer.name, work.streams
                 if key not in pairs:
                     pairs[key] = Pair(peer, certificate, work.streams)
@@ -334,8 +361,10 @@ def measure(options: argparse.Namespace, peers: list[Peer], certificate: str) ->
         for number in range(options.rounds if works else 0):
             for work in works:
                 command = {**work.command, **(work.quick if options.quick else {})}
+                turns = doing(work.name)
                 # Nobody is always the first.
-                for peer in peers[number % len(peers) :] + peers[: number % len(peers)]:
+                first = number % len(turns)
+                for peer in turns[first:] + turns[:first]:
                     result = pairs[peer.name, work.streams].run(work, command)
                     found.setdefault((work.name, peer.name), []).append(result)
             print(f"round {number + 1} of {options.rounds} done", file=sys.stderr)
@@ -343,15 +372,16 @@ def measure(options: argparse.Namespace, peers: list[Peer], certificate: str) ->
         for pair in pairs.values():
             pair.__exit__()
     # Processes of their own: memory that another work freed would be used again.
-    for peer in peers if MEMORY in options.only else []:
+    for peer in doing(MEMORY):
         with Pair(peer, certificate) as pair:
             found[MEMORY, peer.name] = [pair.memory(100 if options.quick else 400)]
-    for peer in [peer for peer in peers if peer.has_greenlets] if loads else []:
-        with Pair(peer, certificate) as pair:
-            for _ in range(options.rounds):
-                for work, load in loads.items():
-                    result = pair.lateness(load, 0.5 if options.quick else 2.0)
-                    found.setdefault((work, peer.name), []).append(result)
+    for work, load in LATENESS.items():
+        for peer in [peer for peer in doing(work) if peer.has_greenlets]:
+            with Pair(peer, certificate) as pair:
+                found[work, peer.name] = [
+                    pair.lateness(load, 0.5 if options.quick else 2.0)
+                    for _ in range(options.rounds)
+                ]
     return found
 
 
@@ -471,9 +501,8 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument(
         "--peers",
         type=listed(list(PEERS)),
-        default=list(PEERS),
         metavar="A,B",
-        help=f"{', '.join(PEERS)}; ratios are to the first (all)",
+        help=f"{', '.join(PEERS)}; ratios are to the first (all, gwt-1452 for bulk only)",
     )
     parser.add_argument(
         "--profile",
@@ -486,6 +515,8 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     options = parser.parse_args(arguments)
     if options.rounds < 1:
         parser.error("--rounds must be at least 1")
+    options.named = options.peers is not None
+    options.peers = options.peers or list(PEERS)
     return options
 
 
