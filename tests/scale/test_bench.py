@@ -13,7 +13,7 @@ from gevent import subprocess
 from tests.scale.peer import ROOT
 
 # One for each thing that a client can be told to do; and what is asked of gwt alone.
-WORKS = {"download", "upload", "stream", "datagram", "session", "busy", "busy-idle", "memory"}
+WORKS = {"download", "stream", "datagram", "session", "busy", "busy-idle", "memory"}
 LATENESS = {"late-bulk", "late-streams", "late-datagrams", "late-packets"}
 
 PEERS = ["gwt", "aioquic"]
@@ -23,17 +23,17 @@ if Path(
     PEERS.append("pywebtransport")
 
 
-def bench(*arguments: str) -> subprocess.CompletedProcess:
+def bench(*arguments: str, **variables: str) -> subprocess.CompletedProcess:
     return subprocess.run(
         [ROOT / "tools" / "bench", *arguments],
-        env={**os.environ, "GWT_PYTHON": sys.executable},
+        env={**os.environ, "GWT_PYTHON": sys.executable, **variables},
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
     )
 
 
 @pytest.mark.slow
-@pytest.mark.deadline(120)
+@pytest.mark.deadline(180)
 def test_works_are_measured_on_every_peer():
     works = ",".join(WORKS | LATENESS)
     options = ["--quick", "--rounds", "1", "--json", "--only", works, "--peers", ",".join(PEERS)]
@@ -59,10 +59,25 @@ def test_works_are_measured_on_every_peer():
     assert ("stream", "gwt", "stream", "pywebtransport") in judged or len(PEERS) == 2
 
 
+@pytest.mark.parametrize(
+    ("peers", "returncode"), [("gwt,pywebtransport", 0), ("pywebtransport", 1)]
+)
+def test_a_peer_that_is_not_there_is_left_out(peers, returncode):
+    options = ["--quick", "--rounds", "1", "--json", "--only", "datagram", "--peers", peers]
+    done = bench("webtransport", *options, GWT_PYWEBTRANSPORT="/nowhere")
+    assert done.returncode == returncode
+    assert b"going on without pywebtransport" in done.stderr
+    if returncode == 0:
+        found = json.loads(done.stdout)
+        assert set(found["works"]["datagram"]) == {"gwt"}
+        assert found["targets"] == []
+
+
 @pytest.mark.slow
-def test_a_profile_names_the_functions_of_both_ends():
-    done = bench("webtransport", "--quick", "--profile", "datagram")
+def test_a_profile_names_the_functions_of_both_ends(tmp_path):
+    done = bench("webtransport", "--quick", "--profile", "datagram", TMPDIR=str(tmp_path))
     assert done.returncode == 0, done.stderr.decode()
+    assert len(list(tmp_path.glob("*.prof"))) == 2
     for role in (b"server", b"client"):
         assert role + b", the rest is in " in done.stdout
     assert done.stdout.count(b"(receive_datagram)") >= 2

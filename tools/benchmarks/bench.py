@@ -356,8 +356,9 @@ def measure(options: argparse.Namespace, peers: list[Peer], certificate: str) ->
                 key = peer.name, work.streams
                 if key not in pairs:
                     pairs[key] = Pair(peer, certificate, work.streams)
-                # Once for the caches, uncounted.
-                pairs[key].run(work, {**work.command, **work.quick})
+                # Once for the caches, uncounted. With idle streams it is slow, and nothing new.
+                if not work.idle:
+                    pairs[key].run(work, {**work.command, **work.quick})
         for number in range(options.rounds if works else 0):
             for work in works:
                 command = {**work.command, **(work.quick if options.quick else {})}
