@@ -4,7 +4,9 @@ The same WebTransport work on several peers, alternating, in one run: CPU time p
 Each peer is a server process and a client process that talk over loopback (control.py says how
 they are driven). Every round runs every work once on every peer, in turn, so that whatever else
 the machine does hits all of them; ratios are taken within a round, and their median is printed.
-CPU time is what getrusage says, of both ends; elapsed time is for the curious only.
+CPU time is what getrusage says, of both ends; elapsed time is for the curious only. Memory, and how
+late a busy server's greenlets run, are measured in processes of their own. TARGETS is what is to be
+held; docs/performance.md tells more.
 """
 
 from __future__ import annotations

@@ -127,6 +127,8 @@ class Ticker:
 
     def stop(self) -> dict[str, float]:
         assert self.greenlet is not None
+        # It may be late this very moment.
+        gevent.sleep(2 * TICK)
         self.greenlet.kill()
         elapsed, cpu = (sorted(each) for each in zip(*self.late, strict=True))
         at = len(elapsed) * 99 // 100
