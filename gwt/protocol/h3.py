@@ -25,6 +25,8 @@ from aioquic.h3.connection import (
     MessageError,
     ProtocolError,
     StreamType,
+    encode_frame,
+    encode_settings,
 )
 from aioquic.h3.events import DataReceived, H3Event, HeadersReceived
 from aioquic.quic.events import StopSendingReceived, StreamDataReceived, StreamReset
@@ -63,7 +65,12 @@ class _Port:
     def get_next_available_stream_id(self, is_unidirectional: bool = False) -> int:
         return self._seam.next_stream_id(is_unidirectional)
 
-    def send_stream_data(self, stream_id: int, data: bytes, end_stream: bool = False) -> None:
+    def send_stream_data(
+        self, stream_id: int | None, data: bytes, end_stream: bool = False
+    ) -> None:
+        if stream_id is None:
+            # A stream of QPACK's: there are none.
+            return
         unidirectional = bool(stream_id & 2)
         if stream_id == self._seam.next_stream_id(unidirectional):
             self._seam.open(unidirectional, wait=False)
@@ -88,19 +95,45 @@ class _Encoder:
         return b""
 
 
+class _Decoder:
+    """A QPACK decoder without a dynamic table, so that nothing is remembered between sections."""
+
+    def __init__(self) -> None:
+        # Reads the peer's encoder stream, where anything but a table of no size is an error.
+        self._instructions: pylsqpack.Decoder | None = None
+
+    def feed_header(self, stream_id: int, data: bytes) -> Any:
+        # 4 KiB each, which an idle connection would keep.
+        return pylsqpack.Decoder(0, 0).feed_header(stream_id, data)
+
+    def feed_encoder(self, data: bytes) -> Any:
+        if self._instructions is None:
+            self._instructions = pylsqpack.Decoder(0, 0)
+        return self._instructions.feed_encoder(data)
+
+    def cancel_stream(self, stream_id: int) -> bytes:
+        return b""
+
+
 class _Connection(H3Connection):
     def __init__(self, port: Any, settings: Mapping[int, int], max_field_section_size: int) -> None:
         # The constructor asks for the settings, so they have to be there before it runs.
         self.local_settings = dict(settings)
         self.max_field_section_size = max_field_section_size
         super().__init__(port)
-        self._decoder = pylsqpack.Decoder(0, 0)
+        self._decoder = _Decoder()  # type: ignore[assignment]
         self._encoder = _Encoder()  # type: ignore[assignment]
 
     def _init_connection(self) -> None:
         # RFC 9114 7.2.7: a client that announces no push id is pushed nothing.
         self._max_push_id = None
-        super()._init_connection()
+        # RFC 9204 4.2: without dynamic tables neither an encoder nor a decoder stream is needed.
+        self._local_control_stream_id = self._create_uni_stream(StreamType.CONTROL)
+        self._sent_settings = self._get_local_settings()
+        self._quic.send_stream_data(
+            self._local_control_stream_id,
+            encode_frame(FrameType.SETTINGS, encode_settings(self._sent_settings)),
+        )
 
     def _receive_request_or_push_data(
         self, stream: H3Stream, data: bytes, stream_ended: bool

@@ -19,7 +19,7 @@ from aioquic.quic.packet import QuicFrameType
 from aioquic.quic.packet_builder import QuicDeliveryState, QuicPacketBuilder
 from aioquic.quic.recovery import QuicPacketSpace
 from aioquic.quic.stream import QuicStream
-from aioquic.tls import CipherSuite, Direction, Epoch
+from aioquic.tls import AlertUnexpectedMessage, CipherSuite, Direction, Epoch, State
 from cryptography.hazmat.primitives.serialization import Encoding
 
 from .quicreset import PartialResets
@@ -41,6 +41,17 @@ _ACTIVE_CONNECTION_IDS = 4
 _CLIENT_HELLO = 4096
 _SERVER_FLIGHT = 4096
 _SHORT_FLIGHT = 512
+
+
+class _Finished:
+    """In place of a server's TLS once the handshake is over: it takes no message any more."""
+
+    state = State.SERVER_POST_HANDSHAKE
+    session_resumed = early_data_accepted = False
+    _peer_certificate = None
+
+    def handle_message(self, input_data: bytes, output_buf: dict[Epoch, Buffer]) -> None:
+        raise AlertUnexpectedMessage
 
 
 class _Streams(dict[int, Stream]):
@@ -97,6 +108,8 @@ class Connection(PartialResets, Sending):
     def trim(self) -> None:
         """Let go of what only the handshake needed."""
         self._crypto_buffers = {Epoch.ONE_RTT: Buffer(capacity=_SHORT_FLIGHT)}
+        if not self._is_client:
+            self.tls = _Finished()  # type: ignore[assignment]
 
     # Streams that have nothing to send are parked: aioquic walks its queue for every packet.
 

@@ -244,7 +244,7 @@ def test_stream_that_the_peer_does_not_allow_yet_sends_nothing_of_its_reset(offe
     peer = offering(is_client)
     peer.session()
     connection = peer.protocol.quic._quic
-    real, connection._remote_max_streams_uni = connection._remote_max_streams_uni, 3
+    real, connection._remote_max_streams_uni = connection._remote_max_streams_uni, 1
     stream_id = peer.protocol.quic.open(True, wait=False)
     peer.protocol.quic.write(stream_id, BODY)
     peer.protocol.quic.keep(stream_id, 5)

@@ -14,6 +14,7 @@ from aioquic.tls import CipherSuite, HandshakeType, KeySchedule
 from cryptography.hazmat.primitives import hashes
 from OpenSSL import SSL
 
+from gwt.protocol import quictls
 from gwt.protocol.quictls import Exporter
 from gwt.protocol.seam import QuicOptions
 from tests.helpers.pair import Pair, certificate
@@ -99,19 +100,26 @@ def test_the_secret_is_of_the_transcript_up_to_the_servers_finished(monkeypatch,
         transcripts.setdefault(schedule, []).append(data)
         update_hash(schedule, data)
 
-    def of_suite(options):
-        made = configuration(options)
+    def of_suite(options, **more):
+        made = configuration(options, **more)
         made.cipher_suites = [SUITES[suite][0]]
         return made
 
     monkeypatch.setattr(KeySchedule, "update_hash", recording)
     monkeypatch.setattr(QuicOptions, "configuration", of_suite)
+    schedules = []
+    # A server lets go of its TLS when the handshake is over.
+    made = quictls.Exporter.__init__
+    monkeypatch.setattr(
+        quictls.Exporter,
+        "__init__",
+        lambda self, schedule: (schedules.append(schedule), made(self, schedule))[1],
+    )
     pair = Pair()
     pair.session()
     exporters = set()
-    for end in pair.ends():
+    for end, schedule in zip((pair.server, pair.client), schedules, strict=True):
         connection = end.protocol.quic._quic
-        schedule = connection.tls.key_schedule
         messages = transcripts[schedule]
         last = [message[0] for message in messages].index(HandshakeType.FINISHED)
         # There is another one behind it: the client's.
