@@ -105,6 +105,15 @@ class Connection(PartialResets, Sending):
             Epoch.ONE_RTT: Buffer(capacity=_SHORT_FLIGHT),
         }
 
+    def _push_crypto_data(self) -> None:
+        buffer = self._crypto_buffers.get(Epoch.HANDSHAKE)
+        flight = 0 if buffer is None or self._is_client else buffer.tell()
+        super()._push_crypto_data()
+        if flight:
+            # A server's TLS has said all that it says before the handshake is over.
+            for epoch in (Epoch.INITIAL, Epoch.HANDSHAKE):
+                self._crypto_buffers[epoch] = Buffer(capacity=1)
+
     def trim(self) -> None:
         """Let go of what only the handshake needed."""
         self._crypto_buffers = {Epoch.ONE_RTT: Buffer(capacity=_SHORT_FLIGHT)}

@@ -136,6 +136,7 @@ def test_a_path_counts_its_bytes_and_knows_whether_it_is_validated():
         ("_initialize", ["self", "peer_cid"]),
         ("_handle_max_stream_data_frame", ["self", "context", "frame_type", "buf"]),
         ("request_key_update", ["self"]),
+        ("_push_crypto_data", ["self"]),
         ("_get_or_create_stream_for_send", ["self", "stream_id"]),
         ("_on_max_stream_data_delivery", ["self", "delivery", "stream"]),
         ("_parse_transport_parameters", ["self", "data", "from_session_ticket"]),
