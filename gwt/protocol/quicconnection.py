@@ -22,6 +22,7 @@ from aioquic.quic.stream import QuicStream
 from aioquic.tls import AlertUnexpectedMessage, CipherSuite, Direction, Epoch, State
 from cryptography.hazmat.primitives.serialization import Encoding
 
+from .quiccrypto import quiet_keys
 from .quicreset import PartialResets
 from .quicsend import Sending
 from .quicstream import Stream
@@ -92,6 +93,9 @@ class Connection(PartialResets, Sending):
 
     def _initialize(self, peer_cid: bytes) -> None:
         super()._initialize(peer_cid)
+        if self._quic_logger is None:
+            for pair in self._cryptos.values():
+                quiet_keys(pair)
         server = self._configuration.certificate
         if server is None:
             sizes = (_CLIENT_HELLO, _SHORT_FLIGHT)

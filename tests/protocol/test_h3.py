@@ -10,7 +10,6 @@ from gwt.config import ClientConfig, ServerConfig
 from gwt.protocol import codes, events
 from gwt.protocol.capsules import encode_varint
 from tests.helpers import raw
-from tests.helpers.pair import Pair
 from tests.helpers.raw import DATA, GOAWAY, HEADERS, SETTINGS, connect_headers, frame, header_block
 
 BOTH = pytest.mark.parametrize("is_client", [True, False], ids=["client", "server"])
@@ -222,14 +221,3 @@ def test_static_encoder_is_all_that_is_needed_of_pylsqpack():
     assert {"encode", "feed_decoder", "apply_settings"} <= set(dir(pylsqpack.Encoder))
     public = {name for name in dir(pylsqpack.Decoder) if not name.startswith("_")}
     assert public == {"feed_encoder", "feed_header", "resume_header", "cancel_stream"}
-
-
-def test_a_decoder_is_made_for_the_first_bytes_to_decode_and_kept():
-    pair = Pair()
-    pair.run_until(lambda: pair.client.protocol.ready)
-    decoder = pair.server.protocol._h3._h3._decoder
-    assert not vars(decoder)
-    pair.session()
-    kept = vars(decoder)["feed_header"].__self__
-    pair.session()
-    assert vars(decoder)["feed_header"].__self__ is kept

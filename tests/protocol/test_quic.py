@@ -19,7 +19,7 @@ from pathlib import Path
 
 import pytest
 from aioquic.h3.connection import H3Connection, H3Stream
-from aioquic.quic import packet_builder
+from aioquic.quic import crypto, packet_builder
 from aioquic.quic.configuration import QuicConfiguration
 from aioquic.quic.congestion.cubic import CubicCongestionControl
 from aioquic.quic.congestion.reno import RenoCongestionControl
@@ -377,6 +377,20 @@ def test_every_private_attribute_that_the_seam_uses_is_asserted_here():
         if node.attr == "_peer_certificate":
             continue  # test_certificate_of_the_peer_is_der
         assert node.attr in here, f"{module}:{node.lineno}: {node.attr}"
+
+
+def test_keys_have_callbacks_that_only_a_logger_needs():
+    pair = Pair()
+    pair.run_until(lambda: pair.client.protocol.ready)
+    pairs = pair.client.protocol.quic._quic._cryptos.values()
+    for keys in [each.recv for each in pairs] + [each.send for each in pairs]:
+        assert keys._setup_cb is keys._teardown_cb is crypto.NoCallback, LOST.format(
+            "quicconnection.py", "CryptoContext"
+        )
+    source = inspect.getsource(QuicConnection._log_key_updated) + inspect.getsource(
+        QuicConnection._log_key_retired
+    )
+    assert source.count("self.") == 2 * source.count("self._quic_logger."), source
 
 
 def test_a_packet_space_knows_what_was_sent():

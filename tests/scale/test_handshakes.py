@@ -20,7 +20,7 @@ MIB = 1024 * 1024
 STRANGERS = 2000
 
 # What all of them together may cost.
-BOUND = {"off": 192 * MIB, "auto": 32 * MIB}
+BOUND = {"off": 128 * MIB, "auto": 32 * MIB}
 
 # Longer than it takes to begin them all, where that is to be.
 TIMEOUT = {"off": 20.0, "auto": 3.0}
