@@ -22,6 +22,8 @@ from gevent.hub import get_hub
 from .config import TransportConfig
 from .errors import ConnectionClosed
 from .lifetime import Lifetime
+from .net.receiver import TURN
+from .net.timers import in_time
 from .net.udp import Address, UdpEndpoint
 from .net.udpsocket import shown
 from .net.waiting import Deadline, Signal, native_thread
@@ -72,10 +74,8 @@ class WebTransportConnection(Lifetime):
         self._sessions: dict[int, WebTransportSession] = {}
         self._streams: dict[int, Any] = {}
 
-        # Why the connection ended. Set once: the first reason wins.
+        # Why the connection ended, set once: the first reason wins. And what the network said.
         self.closed: ConnectionClosed | None = None
-
-        # What the network said instead of a peer.
         self.network_error: OSError | None = None
 
         # Answers a request for a session; on a server only.
@@ -252,21 +252,29 @@ class WebTransportConnection(Lifetime):
 
     # Receiver: in
 
-    def receive(self, datagrams: list[bytes], address: Address, local: str | None) -> None:
-        """Take datagrams. Never raises: the reader must live."""
-        now = self.last_active = self._clock()
+    def receive(self, datagrams: list[bytes], address: Address, local: str | None) -> list[bytes]:
+        """Take datagrams; returns what is left for another turn. Never raises: the reader lives."""
+        now = self._clock()
+        heard = self.protocol.quic.heard
+        some = in_time(waiting := iter(datagrams), now + TURN, self._clock)
         try:
-            happened = self.protocol.receive_datagrams(datagrams, address, now)
-            peer = self.protocol.quic.peer_address
-            if peer == address:
-                # Not where just anybody says that the packet comes from: QUIC decides.
-                if self._peer not in (None, peer):
-                    self.counters["migrations"] += 1
-                self._peer, self._local = peer, local
+            happened = self.protocol.receive_datagrams(some, address, now)
+            if self.protocol.quic.heard > heard:
+                # Only what the peer's keys protect says that it lives, and where.
+                self.last_active = now
+                peer = self.protocol.quic.peer_address
+                if peer == address:
+                    # Not where just anybody says that the packet comes from: QUIC decides.
+                    if self._peer not in (None, peer):
+                        self.counters["migrations"] += 1
+                    self._peer, self._local = peer, local
             self._dispatch_all(happened)
         except Exception:
             # Safety net: the protocol closes on a peer's errors, it does not raise.
             self._broken()
+        if not self.protocol.quic.heard and not self.is_client:
+            self.fail(OSError("what should have been a first packet was none"))
+        return list(waiting)
 
     def _dispatch_all(self, happened: list[events.Event]) -> None:
         if happened and self.closed is None:
@@ -392,7 +400,7 @@ class WebTransportConnection(Lifetime):
     def send_now(self) -> None:
         """One pass of sending, and the timer set to what comes next. Never raises."""
         self._flush_due = False
-        if self.endpoint.closed:
+        if self.endpoint.closed or self.network_error is not None:
             return
         if self.endpoint.blocked:
             self.endpoint.flush_when_writable(self)

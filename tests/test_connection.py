@@ -60,7 +60,7 @@ class World:
                 endpoint.owner = self._connection(endpoint, quic, config, keep_alive)
                 endpoint.owner.start_client(SERVER)
                 continue
-            first = self.ends[0].outbox[0]
+            first = self.first = self.ends[0].outbox[0]
             quic = Quic(
                 quic_options(config, is_client=False),
                 budget=send_budget(),

@@ -86,6 +86,7 @@ PRIVATE_ALLOWED = {
     "protocol/quic.py",
     "protocol/quicend.py",
     "protocol/quiccrypto.py",
+    "protocol/quicguard.py",
     "protocol/quicreceive.py",
     "protocol/quicsend.py",
     "protocol/quicpath.py",

@@ -9,14 +9,24 @@ No greenlet sleeps here and nothing is scheduled by name: a timer belongs to one
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Callable, Iterator
+from typing import Any, TypeVar
 
 from gevent import get_hub
 
-__all__ = ["Timer", "now"]
+__all__ = ["Timer", "in_time", "now"]
+
+T = TypeVar("T")
 
 now = time.monotonic
+
+
+def in_time(items: Iterator[T], until: float, clock: Callable[[], float] = now) -> Iterator[T]:
+    """Yield one item, and others until a moment of the clock; the iterator keeps the rest."""
+    for item in items:
+        yield item
+        if clock() >= until:
+            return
 
 
 class Timer:

@@ -13,7 +13,6 @@ lost_unsent (refused by the kernel), path_errors, mtu_errors, receiver_errors.
 
 from __future__ import annotations
 
-import enum
 import errno
 import os
 import socket
@@ -22,12 +21,13 @@ import traceback
 import weakref
 from collections import deque
 from collections.abc import Callable, Sequence
-from typing import Any, Final, Protocol, TypeAlias
+from typing import Any, Final, TypeAlias
 
 from gevent import get_hub
 from gevent.monkey import get_original
 
 from gwt.net import udpsocket as kernel
+from gwt.net.receiver import NEWCOMER, NewcomerType, Receiver
 from gwt.net.timers import Timer, now
 from gwt.net.udpsocket import Address, open_socket
 from gwt.observe import Counters
@@ -62,25 +62,8 @@ _LOCAL_ERRORS: Final = frozenset({errno.EPERM, errno.EINVAL, errno.EBADF})
 _buffers: weakref.WeakKeyDictionary[Any, memoryview] = weakref.WeakKeyDictionary()
 
 
-class Receiver(Protocol):
-    """Who gets datagrams: quiet, hashable by identity, and written not to raise."""
-
-    def receive(self, datagrams: list[bytes], address: Address, local: str | None) -> None:
-        """Take datagrams from `address` to our address `local` (None: the bound one)."""
-
-    def flush(self) -> None:
-        """Send what there is to send, once."""
-
-
-class NewcomerType(enum.Enum):
-    """The type of NEWCOMER, which route() returns for a datagram that may begin something."""
-
-    NEWCOMER = "newcomer"
-
-
-NEWCOMER: Final = NewcomerType.NEWCOMER
-
 _Route: TypeAlias = Callable[[bytes, Address, str | None], Receiver | NewcomerType | None]
+_Batch: TypeAlias = tuple[list[bytes], Address, str | None]
 _Groups: TypeAlias = dict[Receiver, dict[tuple[Address, str | None], list[bytes]]]
 
 
@@ -132,9 +115,9 @@ class UdpEndpoint:
         self._draining = False
 
         # What a drain read and had no time or room for: datagrams of one batch that are not
-        # routed yet, and calls of receivers.
-        self._rest: tuple[list[bytes], Address, str | None] | None = None
-        self._due: deque[tuple[Callable[..., None], tuple[Any, ...]]] = deque()
+        # routed yet, and batches for receivers, or None where one is to be flushed.
+        self._rest: _Batch | None = None
+        self._due: deque[tuple[Receiver, _Batch | None]] = deque()
         self.newcomers: deque[tuple[bytes, Address, str | None]] = deque()
         self._max_newcomers = max_newcomers
 
@@ -164,7 +147,7 @@ class UdpEndpoint:
         """Read from now on. Idempotent."""
         if not self.closed and self._reader is None:
             self._reader = self._loop.io(self._sock.fileno(), 1)
-            self._reader.start(self.drain)
+            self._reader.start(self._readable)
 
     def close(self) -> None:
         """Close the socket; what was not sent or served is dropped. Idempotent."""
@@ -192,6 +175,11 @@ class UdpEndpoint:
             # Safety net: receivers handle their own errors, and the reader must live.
             self.stats.note("receiver_errors", traceback.format_exc())
             return None
+
+    def _readable(self) -> None:
+        # What the last drain left is served by the timer, in this same turn: once is enough.
+        if not self._due and self._rest is None:
+            self.drain()
 
     def drain(self) -> None:
         """Read and hand on what has arrived, within the bounds of one wake-up."""
@@ -263,8 +251,8 @@ class UdpEndpoint:
             return
         for receiver, batches in groups.items():
             for (address, local), datagrams in batches.items():
-                self._due.append((receiver.receive, (datagrams, address, local)))
-            self._due.append((receiver.flush, ()))
+                self._due.append((receiver, (datagrams, address, local)))
+            self._due.append((receiver, None))
 
     def _sort(
         self, datagrams: list[bytes], address: Address, local: str | None, room: int, out: _Groups
@@ -300,10 +288,14 @@ class UdpEndpoint:
         return len(datagrams)
 
     def _serve(self, until: float) -> bool:
-        """Make the calls that are due; False if time was up first."""
+        """Hand on what is due; False if time was up first."""
         while self._due:
-            function, args = self._due.popleft()
-            self._call(function, *args)
+            receiver, batch = self._due.popleft()
+            if batch is None:
+                self._call(receiver.flush)
+            elif rest := self._call(receiver.receive, *batch):
+                # Nothing newer of its is waiting: the socket is read when all is served.
+                self._due += ((receiver, (rest, *batch[1:])), (receiver, None))
             if self._clock() >= until:
                 break
         return not self._due
@@ -357,7 +349,7 @@ class UdpEndpoint:
         if self._reader is not None:
             # libuv has silently stopped watching a socket that had an error.
             self._reader.stop()
-            self._reader.start(self.drain)
+            self._reader.start(self._readable)
         return count
 
     def _report_path_errors(self) -> None:

@@ -33,6 +33,9 @@ DATA_BLOCKED = 0x190B4D41
 STREAMS_BLOCKED_BIDI = 0x190B4D43
 STREAMS_BLOCKED_UNI = 0x190B4D44
 
+# webtrans-http3-16 5.4: QUIC limits the data of a stream, so these are errors.
+PROHIBITED = (0x190B4D3E, 0x190B4D42)
+
 # webtrans-http3-16 6: the reason of a close is limited to 1024 bytes.
 MAX_REASON = 1024
 
@@ -46,6 +49,7 @@ _MAX_PAYLOAD = {
     DATA_BLOCKED: 8,
     STREAMS_BLOCKED_BIDI: 8,
     STREAMS_BLOCKED_UNI: 8,
+    **dict.fromkeys(PROHIBITED, 16),
 }
 
 

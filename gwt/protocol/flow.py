@@ -8,7 +8,7 @@ unidirectional, as bit 1 of a stream id is.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 from . import codes
 from .codes import Draft
@@ -124,6 +124,14 @@ class SessionFlow:
             return None
         self.max_data = limit
         return limit
+
+    def write_off(self, streams: Sequence[int], size: int) -> None:
+        """Count streams and bytes that came and went before the session did."""
+        for unidirectional, count in enumerate(streams):
+            self.streams_received[unidirectional] += count
+            self.streams_closed[unidirectional] += count
+        self.received += size
+        self.consumed += size
 
     def stream_limit(self, unidirectional: bool) -> int | None:
         """Return the new limit of streams when one is due: look when one came, or is over."""

@@ -123,7 +123,10 @@ class Incoming(Sessions):
             self.counters["streams_refused"] += 1
             self.quic.consumed(stream_id, len(body))
             stream.received = len(body)
-            self._use_up(stream, len(body))
+            if session is not None and session.phase is SessionPhase.OPEN:
+                self._use_up(stream, len(body))
+            else:
+                self._count_early(stream)
             self._refuse(stream_id, problem, ended, stream)
             return
         # The peer gets credit for a new stream when the application is done with this one.

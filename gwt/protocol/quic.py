@@ -1,6 +1,6 @@
 """
-The seam: one QUIC connection as a small object, and with quicconnection.py, quicpath.py and
-quicstream.py the only file that touches aioquic's QuicConnection.
+The seam: one QUIC connection as a small object, and with quic*.py beside it the only file that
+knows aioquic's QuicConnection.
 
 Theory of operation. `feed` takes datagrams, `on_timer` takes time, `drain` tells a sink what came
 of it, `poll` returns what to send. Two things that aioquic 1.7.2 leaves to its driver are done
@@ -12,19 +12,17 @@ here by subclass:
   stay ahead of what has arrived.
 - Send accounting. aioquic buffers without a bound and trims silently on acknowledgement; here
   each stream's sender reports progress, so that the floor above can make a writer wait.
-
-Nothing above this file knows QuicConnection.
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Any
 
 from aioquic.quic import events as quic_events
 from aioquic.quic.configuration import QuicConfiguration
 from aioquic.quic.connection import END_STATES, QuicConnectionState
 from aioquic.quic.packet import QuicFrameType
-from aioquic.tls import Group
 from cryptography.hazmat.primitives.serialization import Encoding
 
 from .datagrams import DatagramQueue
@@ -48,23 +46,13 @@ _DATAGRAM_OVERHEAD = 1 + 2 + 3 + 16
 KEY_UPDATE_PACKETS = 1 << 22
 
 
-# The key exchange that a client offers: the one that every server must know (RFC 8446 9.1). aioquic
-# makes a key pair for every group that is offered, which is a tenth of a handshake.
-_KEY_GROUPS = [Group.SECP256R1]
-
-
 class _Connection(PathConnection):
-    """The connection with what else of aioquic is made ours: its pacer, its key exchanges."""
+    """The connection with what else of aioquic is made ours: its pacer."""
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         self._loss._logger = SILENT
         self._loss._pacer = Pacer(max_datagram_size=self._max_datagram_size)
-
-    def _initialize(self, peer_cid: bytes) -> None:
-        super()._initialize(peer_cid)
-        if self._is_client:
-            self.tls._supported_groups = _KEY_GROUPS
 
 
 class Quic:
@@ -100,9 +88,8 @@ class Quic:
             self._quic._datagrams_pending, options.datagram_send_queue, options.datagram_max_age
         )
 
-        # What the peer allows, as last reported.
+        # What the peer allows, as last reported; whether something was written since poll().
         self._credit = (0, 0)
-        # Whether something was written since the last poll().
         self._written = False
         self._closed = False
         self._pings = 0
@@ -120,16 +107,21 @@ class Quic:
         """Start the handshake of a client."""
         self._quic.connect(address, now)
 
-    def feed(self, datagrams: list[bytes], address: Address, now: float) -> None:
+    def feed(self, datagrams: Iterable[bytes], address: Address, now: float) -> None:
         """Take datagrams from one address."""
         receive, farewell = self._quic.receive_datagram, self.farewell
         for data in datagrams:
             self.bytes_received += len(data)
+            self.packets_received += 1
             if farewell is None:
                 receive(data, address, now)
             elif farewell.answers(data):
                 self._repeats.append((farewell.datagram, address))
-        self.packets_received += len(datagrams)
+
+    @property
+    def heard(self) -> int:
+        """How many packets were authentic, and new."""
+        return self._quic.heard
 
     def deadline(self) -> float | None:
         """Return when on_timer() wants to be called; None before the start and after the end."""
@@ -402,7 +394,7 @@ class Quic:
         stream = self._quic._streams.get(stream_id)
         if stream is None:
             return False
-        stream.window = window
+        stream.set_window(window)
         return self._move_limit(stream)
 
     def _move_limit(self, stream: Stream) -> bool:
@@ -463,8 +455,8 @@ class Quic:
     @property
     def idle_timeout(self) -> float:
         """The effective idle timeout: the smaller of both sides'."""
-        remote = self._quic._remote_max_idle_timeout
-        return min(self._options.idle_timeout, remote) if remote else self._options.idle_timeout
+        own, remote = self._options.idle_timeout, self._quic._remote_max_idle_timeout
+        return min(own, remote) if remote else own
 
     @property
     def peer_certificate(self) -> bytes:
@@ -493,6 +485,7 @@ class Quic:
             "frames_lost": self._quic.frames_lost,
             "packets_sent": self.packets_sent,
             "packets_received": self.packets_received,
+            "packets_ignored": self._quic.packets_ignored,
             "packets_undecryptable": self._quic.packets_undecryptable,
             "packets_duplicate": self._quic.packets_duplicate,
             "bytes_sent": self.bytes_sent,

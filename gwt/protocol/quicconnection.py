@@ -23,6 +23,7 @@ from aioquic.tls import AlertUnexpectedMessage, CipherSuite, Direction, Epoch, S
 from cryptography.hazmat.primitives.serialization import Encoding
 
 from .quiccrypto import quiet_keys
+from .quicguard import Guard
 from .quicreset import PartialResets
 from .quicsend import Sending
 from .quicstream import Stream
@@ -50,6 +51,7 @@ class _Finished:
     state = State.SERVER_POST_HANDSHAKE
     session_resumed = early_data_accepted = False
     _peer_certificate = None
+    _receive_buffer = b""
 
     def handle_message(self, input_data: bytes, output_buf: dict[Epoch, Buffer]) -> None:
         raise AlertUnexpectedMessage
@@ -72,7 +74,7 @@ class _Streams(dict[int, Stream]):
         return list(self._due)
 
 
-class Connection(PartialResets, Sending):
+class Connection(Guard, PartialResets, Sending):
     """QuicConnection with credit by consumption and an account of what is buffered."""
 
     _streams: _Streams  # type: ignore[assignment]

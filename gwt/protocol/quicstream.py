@@ -13,6 +13,7 @@ from aioquic.quic.events import QuicEvent
 from aioquic.quic.packet_builder import QuicDeliveryState
 from aioquic.quic.stream import QuicStream
 
+from .quicguard import Ranges
 from .quicreset import PartialReceiver, PartialSender
 
 __all__ = ["Owner", "Receiver", "Sender", "Stream"]
@@ -119,9 +120,16 @@ class Sender(PartialSender):
 
 
 class Receiver(PartialReceiver):
-    """A stream's receiving half that wakes its stream when a STOP_SENDING was lost."""
+    """A stream's receiving half: bounded in pieces, and woken when a STOP_SENDING was lost."""
 
     owner: Owner
+
+    # What waits for something that is missing before it.
+    pieces: Ranges
+
+    def bound_pieces(self) -> None:
+        """Bound what aioquic does not."""
+        self.pieces = self._ranges = Ranges()  # type: ignore[assignment]
 
     def on_stop_sending_delivery(self, delivery: QuicDeliveryState) -> None:
         super().on_stop_sending_delivery(delivery)
@@ -154,7 +162,13 @@ class Stream(QuicStream):
         stream.sender = Sender(owner, stream.stream_id, not stream.sender.is_finished)
         stream.receiver.__class__ = Receiver
         stream.receiver.owner = owner
-        stream.window = stream.max_stream_data_local
+        stream.receiver.bound_pieces()
+        stream.set_window(stream.max_stream_data_local)
+
+    def set_window(self, window: int) -> None:
+        """Change how far the peer may be ahead of the reader, and in how many pieces."""
+        self.window = window
+        self.receiver.pieces.set_window(window)
 
     @property
     def is_finished(self) -> bool:

@@ -38,6 +38,8 @@ class Sessions(Streams):
         pass
 
     def quic_closed(self, code: int, reason: str, remote: bool, application: bool) -> None:
+        if not (remote or self._closing or code in codes.NOBODYS_ERROR):
+            self.counters["protocol_errors"] = 1
         for session in list(self.sessions.values()):
             if session.live:
                 session.phase = SessionPhase.ENDED
@@ -48,6 +50,7 @@ class Sessions(Streams):
         self._ignored.clear()
         self._early_datagrams.clear()
         self._early_since.clear()
+        self._early_accounts.clear()
         self._held.clear()
         self._writers.clear()
         self._flushers.clear()
@@ -119,10 +122,11 @@ class Sessions(Streams):
 
     def _request(self, stream_id: int, headers: events.Headers, ended: bool) -> None:
         """Take a request's headers, or its trailers, which mean nothing here."""
-        if stream_id in self.sessions:
+        if stream_id in self.sessions or self.quic.closed:
             return
         if not self.quic.takes_data(stream_id):
             # The client stopped reading the answer before there was one.
+            self._cancelled()
             self._refuse_request(stream_id, codes.H3_REQUEST_CANCELLED, ended)
             return
         if not requests.is_session_request(headers):
@@ -147,6 +151,7 @@ class Sessions(Streams):
     def _malformed(self, stream_id: int, ended: bool) -> None:
         # RFC 9114 4.1.2: a malformed message is an error of its stream alone.
         self.counters["requests_malformed"] += 1
+        self._spend()
         session = self.sessions.get(stream_id)
         if session is None:
             self._refuse_request(stream_id, codes.H3_MESSAGE_ERROR, ended)
@@ -248,6 +253,8 @@ class Sessions(Streams):
         flow = session.flow
         if flow is None:
             return True
+        if capsule.type in capsules.PROHIBITED:
+            return False
         limit = capsules.parse_limit(capsule.payload)
         match capsule.type:
             case capsules.MAX_DATA:
@@ -270,10 +277,23 @@ class Sessions(Streams):
 
     def _session_lost(self, session: Session, code: int) -> None:
         """Deal with a request stream that was reset, stopped or ended out of turn."""
+        self._cancelled()
         self._lose_session(session, codes.H3_REQUEST_CANCELLED, code)
+
+    def _cancelled(self) -> None:
+        """Count a session that its client asked for, and threw away."""
+        if not self.is_client:
+            self.counters["requests_cancelled"] += 1
+            self._spend()
+
+    def _spend(self) -> None:
+        """Take one off what a client may ask for in vain; close once nothing is left."""
+        if not (self.is_client or self._cancellations.spend(self._now)):
+            self.quic.close(codes.H3_EXCESSIVE_LOAD, "Too many requests for nothing")
 
     def _break_session(self, session: Session, code: int) -> None:
         """End a session whose peer broke a rule."""
+        self.counters["sessions_broken"] += 1
         self._lose_session(session, code, code)
 
     def _lose_session(self, session: Session, code: int, reported: int) -> None:
@@ -310,6 +330,9 @@ class Sessions(Streams):
         self._early_since.pop(session_id, None)
         if flow_is_on(draft, self.settings, self._peer_settings):
             session.flow = SessionFlow(self.settings, self._peer_settings)
+        account = self._early_accounts.pop(session_id, None)
+        if account is not None and session.flow is not None:
+            session.flow.write_off(account[:2], account[2])
         return session
 
     def _open(self, session: Session) -> None:

@@ -8,7 +8,8 @@ peer can fill, and the bound of each part:
 - streams before their session: `max_pending_streams`, each within its initial window, for
   `pending_timeout`; datagrams before their session: `max_pending_datagrams`;
 - requests before SETTINGS (`_held`): `max_sessions_per_connection`, each within its initial window;
-- ignored streams: limited by credit.
+- ignored streams: limited by credit;
+- accounts of sessions that nobody has asked for (`_early_accounts`): limited by credit.
 """
 
 from __future__ import annotations
@@ -20,9 +21,18 @@ from . import capsules, codes, events
 from .capsules import encode_varint
 from .h3 import Http3
 from .quic import Quic
+from .rates import Allowance
 from .records import Session, SessionPhase, Stream, local_settings, session_reserve
 
 __all__ = ["Streams"]
+
+# Requests that a client may take back, or send malformed: at once, and a second. Each costs us a
+# greenlet and it nothing, and the streams for more come back at once.
+_MOST_CANCELLED = 256
+_CANCELLED_A_SECOND = 16.0
+
+# Bytes of capsules that may wait to be sent or acknowledged: a thousand of them.
+_MAX_CAPSULES = 16 * 1024
 
 
 class Streams:
@@ -53,7 +63,13 @@ class Streams:
             "datagrams_unknown_session": 0,
             "requests_malformed": 0,
             "requests_refused": 0,
+            "requests_cancelled": 0,
+            "sessions_broken": 0,
+            "protocol_errors": 0,
         }
+
+        # Whether we end the connection of our own accord.
+        self._closing = False
 
         # Things that happened, in order, and not told yet.
         self._events: list[events.Event] = []
@@ -67,6 +83,10 @@ class Streams:
         # Since when streams or datagrams wait for a session that nobody has asked for.
         self._early_since: dict[int, float] = {}
         self._early_streams = 0
+
+        # What was refused, or given up, of sessions that nobody has asked for: streams of both
+        # kinds, and bytes. Their session owes it to the peer's credit if it comes.
+        self._early_accounts: dict[int, list[int]] = {}
 
         # Streams refused or left over, whose bytes are discarded until they end. Those of a
         # session have their record: what they send is taken from the session's account.
@@ -84,12 +104,18 @@ class Streams:
 
         self._h3: Http3 | None = None
         self._now = 0.0
+        self._cancellations = Allowance(_MOST_CANCELLED, _CANCELLED_A_SECOND)
 
     # Sending
 
     def _send_capsule(self, session: Session, kind: int, payload: bytes = b"") -> None:
-        if session.phase is SessionPhase.OPEN and self._h3 is not None:
-            self._h3.send_data(session.id, capsules.encode_capsule(kind, payload))
+        if session.phase is not SessionPhase.OPEN or self._h3 is None:
+            return
+        if self.quic.buffered(session.id) > _MAX_CAPSULES:
+            # Each answers something of the peer's, which takes none of them.
+            self.quic.close(codes.H3_EXCESSIVE_LOAD, "Capsules that are never acknowledged")
+            return
+        self._h3.send_data(session.id, capsules.encode_capsule(kind, payload))
 
     def _check_writer(self, stream: Stream) -> None:
         room, limit = self._room(stream)
@@ -164,7 +190,11 @@ class Streams:
     def _use_up(self, stream: Stream, size: int) -> None:
         """Count body bytes that nobody will read: they arrived, and are done with."""
         session = self.sessions.get(stream.session_id)
-        if session is not None and session.flow is not None:
+        if session is None:
+            account = self._early_accounts.get(stream.session_id)
+            if account is not None:
+                account[2] += size
+        elif session.flow is not None:
             # An overrun is noticed with the next bytes that are kept: the account is cumulative.
             session.flow.received += size
             self._give_session_credit(session, size)
@@ -238,25 +268,36 @@ class Streams:
         if not stream.receive_done:
             self.quic.stop(stream.id, code)
             self._ignore(stream.id, stream)
-        if stream.early is not None:
-            self._abandon_early(stream)
-        elif not stream.accepted:
+        if stream.early is None and not stream.accepted:
             self._unaccepted -= stream.unread
         self._give_credit(stream, stream.unread)
+        if stream.early is not None:
+            self._early_streams -= 1
+            stream.early = None
+            self._count_early(stream)
         stream.unread = 0
         stream.receive_done = stream.send_done = True
         self._forget(stream)
 
-    def _abandon_early(self, stream: Stream) -> None:
-        """Count a stream in its session's account, which did not know it yet."""
-        self._early_streams -= 1
-        stream.early = None
+    def _count_early(self, stream: Stream) -> None:
+        """Count a stream that its session will never see in the session's account."""
+        unidirectional = bool(stream.id & 2)
         session = self.sessions.get(stream.session_id)
-        if session is not None and session.flow is not None:
-            session.flow.received += stream.received
-            unidirectional = bool(stream.id & 2)
+        if session is None:
+            accounts = self._early_accounts
+            if len(accounts) % 64 == 63:
+                # What turned out to be no session, or is over.
+                over = self.quic.sending_over
+                self._early_accounts = accounts = {
+                    i: account for i, account in accounts.items() if not over(i)
+                }
+            account = accounts.setdefault(stream.session_id, [0, 0, 0])
+            account[unidirectional] += 1
+            account[2] += stream.received
+        elif session.flow is not None:
             session.flow.receive_stream(unidirectional)
             self._close_flow_stream(session, unidirectional)
+            self._use_up(stream, stream.received)
 
     def _expire(self, now: float) -> None:
         """Give up on streams and datagrams whose session never came."""

@@ -13,7 +13,7 @@ accept, reject, open, send, consume, close. Nothing here raises on what a peer s
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 from . import capsules, codes, events, requests
 from .capsules import encode_varint
@@ -30,7 +30,7 @@ class WebTransport(Incoming):
     # In
 
     def receive_datagrams(
-        self, datagrams: list[bytes], address: Address, now: float
+        self, datagrams: Iterable[bytes], address: Address, now: float
     ) -> list[events.Event]:
         """Take datagrams from one address; returns what they brought about."""
         self._now = now
@@ -70,6 +70,7 @@ class WebTransport(Incoming):
 
     def close(self, code: int = codes.H3_NO_ERROR, reason: str = "") -> None:
         """Close the connection and with it every session, at once."""
+        self._closing = True
         self.quic.close(code, reason)
         self.quic.drain(self)
 

@@ -203,6 +203,7 @@ class QuicListener:
             return None
         connection.handshake_deadline = self._clock() + self.config.handshake_timeout
         connection.on_request = self._on_request
+        connection.on_end(self._ended)
         self._unfinished.add(connection)
         connection.unused_timeout = self.config.unused_timeout
         connection.on_connected = self._connected
@@ -210,6 +211,14 @@ class QuicListener:
         connection.add_route(newcomer.destination)
         connection.on_gone(lambda: self._gone(connection))
         return connection
+
+    def _ended(self, connection: WebTransportConnection) -> None:
+        """Count whom we turned out, and why; the connection's own counters go with it."""
+        if not connection.protocol.quic.heard:
+            self.counters["newcomers_damaged"] += 1
+        for key in ("protocol_errors", "handshakes_timed_out"):
+            if connection.stats().get(key):
+                self.counters[key] += 1
 
     def _connected(self, connection: WebTransportConnection) -> None:
         self._unfinished.discard(connection)

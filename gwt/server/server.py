@@ -349,6 +349,10 @@ class Server:
         greenlet.start()
 
     def _handle(self, session: WebTransportSession, event: SessionRequested) -> None:
+        if session.is_closed:
+            # Its client took the request back before this greenlet's turn.
+            self.counters["sessions_cancelled"] += 1
+            return
         try:
             admitted = self._admit(session, event)
             if admitted is not None:

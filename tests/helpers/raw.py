@@ -15,6 +15,8 @@ from aioquic.h3.connection import H3Connection
 from aioquic.quic import events as quic_events
 from aioquic.quic.configuration import QuicConfiguration
 from aioquic.quic.connection import QuicConnection
+from aioquic.quic.packet import QuicPacketType
+from aioquic.quic.packet_builder import QuicPacketBuilder
 from aioquic.tls import Epoch
 
 from gwt.config import ClientConfig, ServerConfig, TransportConfig
@@ -67,6 +69,25 @@ def connect_headers(
 
 
 CHROMIUM_CONNECT = connect_headers(codes.DRAFT02_REQUEST, protocol=b"webtransport")
+
+
+def one_rtt(quic: Any, payload: bytes, *, is_client: bool = True) -> list[bytes]:
+    """Build a 1-RTT packet of a connection's around any payload."""
+    builder = QuicPacketBuilder(
+        host_cid=quic.host_cid,
+        is_client=is_client,
+        max_datagram_size=1200,
+        packet_number=quic._packet_number,
+        peer_cid=quic._peer_cid.cid,
+        version=quic._version,
+    )
+    builder.start_packet(QuicPacketType.ONE_RTT, quic._cryptos[Epoch.ONE_RTT])
+    if payload:
+        builder._buffer.push_bytes(payload[:1100])
+        builder._packet.in_flight = builder._packet.is_ack_eliciting = False
+    datagrams, _ = builder.flush()
+    quic._packet_number = builder.packet_number
+    return datagrams
 
 
 class Raw:
@@ -273,24 +294,7 @@ class Raw:
 
     def inject(self, payload: bytes, address: tuple[str, int] | None = None) -> None:
         """Send a 1-RTT packet with any payload, perhaps from another address."""
-        from aioquic.quic.packet import QuicPacketType
-        from aioquic.quic.packet_builder import QuicPacketBuilder
-
-        quic: Any = self.quic
-        builder = QuicPacketBuilder(
-            host_cid=quic.host_cid,
-            is_client=not self.is_client,
-            max_datagram_size=1200,
-            packet_number=quic._packet_number,
-            peer_cid=quic._peer_cid.cid,
-            version=quic._version,
-        )
-        builder.start_packet(QuicPacketType.ONE_RTT, quic._cryptos[Epoch.ONE_RTT])
-        if payload:
-            builder._buffer.push_bytes(payload[:1100])
-            builder._packet.in_flight = builder._packet.is_ack_eliciting = False
-        datagrams, _ = builder.flush()
-        quic._packet_number = builder.packet_number
+        datagrams = one_rtt(self.quic, payload, is_client=not self.is_client)
         address = address or (SERVER if self.is_client else CLIENT)
         self.end.take(self.protocol.receive_datagrams(datagrams, address, self.now))
 

@@ -35,6 +35,7 @@ from gwt.protocol import (
     quicconnection,
     quiccrypto,
     quicend,
+    quicguard,
     quicpath,
     quicreceive,
     quicreset,
@@ -82,8 +83,11 @@ CONNECTION = {
     "_loss": QuicPacketRecovery,
     "_max_datagram_size": int,
     "_network_paths": list,
-    "_quic_logger": type(None),
     "_packet_number": int,
+    "_peer_cid_available": list,
+    "_peer_cid_sequence_numbers": set,
+    "_peer_retire_prior_to": int,
+    "_quic_logger": type(None),
     "_probe_pending": bool,
     "_remote_max_datagram_frame_size": type(None),
     "_spaces": dict,
@@ -132,8 +136,13 @@ def test_a_path_counts_its_bytes_and_knows_whether_it_is_validated():
     [
         ("_flush_builder", ["self", "builder", "network_path", "peer_cid", "now"]),
         ("_get_or_create_stream", ["self", "frame_type", "stream_id"]),
+        ("_consume_peer_cid", ["self"]),
+        ("_handle_ack_frame", ["self", "context", "frame_type", "buf"]),
+        ("_handle_crypto_frame", ["self", "context", "frame_type", "buf"]),
+        ("_handle_new_connection_id_frame", ["self", "context", "frame_type", "buf"]),
         ("_find_network_path", ["self", "addr"]),
         ("_initialize", ["self", "peer_cid"]),
+        ("_payload_received", ["self", "context", "plain", "crypto_frame_required"]),
         ("_handle_max_stream_data_frame", ["self", "context", "frame_type", "buf"]),
         ("request_key_update", ["self"]),
         ("_push_crypto_data", ["self"]),
@@ -165,6 +174,15 @@ def test_tls_has_its_groups_and_the_peers_certificate():
     connection.connect(SERVER, 0.0)
     assert list(connection.tls._supported_groups)[:1] == [Group.SECP256R1]
     assert connection.tls._peer_certificate is None
+
+
+def test_what_waits_of_a_handshake_and_of_streams_is_where_it_was():
+    connection = client_connection()
+    connection.connect(SERVER, 0.0)
+    assert connection.tls._receive_buffer == b""
+    for stream in connection._crypto_streams.values():
+        assert isinstance(stream.receiver._ranges, RangeSet)
+        assert stream.receiver.starting_offset() == 0
 
 
 def test_a_client_offers_one_key_exchange_and_version_and_takes_few_connection_ids():
@@ -349,6 +367,7 @@ def test_every_private_attribute_that_the_seam_uses_is_asserted_here():
             quic,
             quicconnection,
             quiccrypto,
+            quicguard,
             quicend,
             quicpath,
             quicreceive,
