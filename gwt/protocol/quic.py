@@ -486,8 +486,6 @@ class Quic:
             "packets_sent": self.packets_sent,
             "packets_received": self.packets_received,
             "packets_ignored": self._quic.packets_ignored,
-            "packets_undecryptable": self._quic.packets_undecryptable,
-            "packets_duplicate": self._quic.packets_duplicate,
             "bytes_sent": self.bytes_sent,
             "bytes_received": self.bytes_received,
             "datagrams_dropped": self._datagrams.dropped,

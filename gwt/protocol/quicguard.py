@@ -23,16 +23,12 @@ from aioquic.tls import Group
 
 from . import codes
 
-__all__ = ["MAX_CRYPTO", "MAX_DATAGRAM", "Guard", "Ranges"]
+__all__ = ["MAX_CRYPTO", "Guard", "Ranges"]
 
 # Bytes of the handshake that are held until they can be read: out of order, or of a TLS message
 # that is not complete. RFC 9000 7.5 wants 4096 at least; aioquic would hold half a megabyte for
 # the first packet of anybody. A chain of certificates is the longest message.
 MAX_CRYPTO = 32 * 1024
-
-# The largest UDP payload that is looked at: a packet's work grows with its size, and no path but a
-# loopback carries more (config.py has the limit of ours).
-MAX_DATAGRAM = 16 * 1024
 
 # Nobody is kept alive who wants to be forgotten sooner: keep-alives come three times as often.
 _LEAST_IDLE = 0.6
@@ -101,19 +97,8 @@ class Ranges:
 class Guard(QuicConnection):
     """QuicConnection that ends what a peer should not do."""
 
-    # Packets that were authentic and new: only these say that the peer lives. And datagrams without
-    # one: garbage, duplicates, what no key fits. Anybody may have sent them.
-    heard = 0
-    packets_ignored = 0
-
     # The number of the next packet, when acknowledgements were forgotten last.
     _forgot_at = 0
-
-    def receive_datagram(self, data: bytes, addr: NetworkAddress, now: float) -> None:
-        heard = self.heard
-        if len(data) <= MAX_DATAGRAM:
-            super().receive_datagram(data, addr, now)
-        self.packets_ignored += self.heard == heard
 
     def datagrams_to_send(self, now: float) -> list[tuple[bytes, NetworkAddress]]:
         datagrams = super().datagrams_to_send(now)
@@ -135,12 +120,6 @@ class Guard(QuicConnection):
             stream.receiver._ranges = Ranges()  # type: ignore[assignment]
         if self._is_client:
             self.tls._supported_groups = _KEY_GROUPS
-
-    def _payload_received(
-        self, context: QuicReceiveContext, plain: bytes, crypto_frame_required: bool = False
-    ) -> tuple[bool, bool]:
-        self.heard += 1
-        return super()._payload_received(context, plain, crypto_frame_required)
 
     def _handle_crypto_frame(
         self, context: QuicReceiveContext, frame_type: int, buf: Buffer

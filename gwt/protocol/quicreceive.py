@@ -38,13 +38,17 @@ from .seam import CONNECTION_ID_LENGTH
 if TYPE_CHECKING:
     from .quicstream import Stream
 
-__all__ = ["Receiving", "StreamData"]
+__all__ = ["MAX_DATAGRAM", "Receiving", "StreamData"]
 
 # RFC 9000 17.3.1: the form bit of a short header is 0, the fixed bit is 1.
 _FORM_AND_FIXED = 0xC0
 _SHORT = 0x40
 _RESERVED = 0x18
 _HEADER = 1 + CONNECTION_ID_LENGTH
+
+# The largest UDP payload that is looked at: a packet's work grows with its size, and no path but a
+# loopback carries more (config.py has the limit of ours).
+MAX_DATAGRAM = 16 * 1024
 
 _Handler = Callable[[Any, QuicReceiveContext, int, Buffer], None]
 
@@ -82,8 +86,10 @@ class Receiving(QuicConnection):
             )
         # A table for each connection would be 8 KiB of bound methods.
         del self._QuicConnection__frame_handlers  # type: ignore[attr-defined]
-        self.packets_undecryptable = 0
-        self.packets_duplicate = 0
+        # Packets that were authentic and new: only these say that the peer lives. And datagrams
+        # without one: garbage, duplicates, what no key fits. Anybody may have sent them.
+        self.heard = 0
+        self.packets_ignored = 0
         # What 1-RTT packets need, from the confirmation of the handshake on.
         self._short_keys: CryptoPair | None = None
         self._short_space: QuicPacketSpace | None = None
@@ -92,7 +98,7 @@ class Receiving(QuicConnection):
     def receive_datagram(self, data: bytes, addr: NetworkAddress, now: float) -> None:
         if (
             self._short_keys is None
-            or len(data) <= _HEADER
+            or not _HEADER < len(data) <= MAX_DATAGRAM
             or data[0] & _FORM_AND_FIXED != _SHORT
             or data[1:_HEADER] != self.host_cid
             or self._state is not QuicConnectionState.CONNECTED
@@ -110,11 +116,11 @@ class Receiving(QuicConnection):
                 self._short_keys, data, _HEADER, space.expected_packet_number
             )
         except CryptoError:
-            self.packets_undecryptable += 1
+            self.packets_ignored += 1
             return
         received = space.received_packets
         if number in received:
-            self.packets_duplicate += 1
+            self.packets_ignored += 1
             return
         if first & _RESERVED:
             self.close(
@@ -160,7 +166,10 @@ class Receiving(QuicConnection):
             space.ack_at = now + self._ack_delay
 
     def _receive_any(self, data: bytes, addr: NetworkAddress, now: float) -> None:
-        super().receive_datagram(data, addr, now)
+        heard = self.heard
+        if len(data) <= MAX_DATAGRAM:
+            super().receive_datagram(data, addr, now)
+        self.packets_ignored += self.heard == heard
         self._short_context = None
         if self._handshake_confirmed and self._short_keys is None and self._quic_logger is None:
             self._short_keys = self._cryptos[Epoch.ONE_RTT]
@@ -169,6 +178,7 @@ class Receiving(QuicConnection):
     def _payload_received(
         self, context: QuicReceiveContext, plain: bytes, crypto_frame_required: bool = False
     ) -> tuple[bool, bool]:
+        self.heard += 1
         if not plain:
             raise _violation("Packet contains no frames", QuicFrameType.PADDING)
         buf = Buffer(data=plain)

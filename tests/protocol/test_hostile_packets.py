@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from gwt.protocol import events
-from gwt.protocol.quicguard import MAX_DATAGRAM
+from gwt.protocol.quicreceive import MAX_DATAGRAM
 from tests.helpers import raw
 from tests.helpers.pair import CLIENT, SERVER, Pair
 
