@@ -340,7 +340,7 @@ def test_finished_streams_leave_nothing_behind(ends):
         eventually(lambda session=session: len(session.streams) == 0)
         eventually(lambda protocol=protocol: not protocol.streams)
         assert not session.connection._streams
-        eventually(lambda protocol=protocol: protocol.quic.stats()["streams"] == 7)
+        eventually(lambda protocol=protocol: protocol.quic.stats()["streams"] == 3)
 
 
 def test_more_streams_than_the_credit_wait_for_it():

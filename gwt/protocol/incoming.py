@@ -245,6 +245,8 @@ class Incoming(Sessions):
         self._events.append(events.StreamDataReceived(stream.id, data, ended))
         if ended:
             self._finish(stream)
+        elif stream.accepted:
+            self._widen(stream)
 
     def _unaccepted_limit(self) -> int:
         config = self.config

@@ -174,6 +174,28 @@ class Streams:
             return self._give_session_credit(session, size) or due
         return due
 
+    def _widen(self, stream: Stream) -> None:
+        """Let an accepted stream have its full window, once half of its first one was needed."""
+        config = self.config
+        if stream.granted or stream.received * 2 < config.initial_stream_window:
+            return
+        session = self.sessions.get(stream.session_id)
+        if session is None:
+            return
+        # What is granted cannot be taken back, so it comes out of two bounded accounts, and idle
+        # streams get nothing. A stream that finds them empty keeps its first window, and so moves
+        # on however others fare.
+        grant = min(
+            config.stream_window - config.initial_stream_window,
+            config.session_window - session.granted,
+            config.receive_pool - self._granted,
+        )
+        if grant > 0:
+            stream.granted = grant
+            session.granted += grant
+            self._granted += grant
+            self.quic.set_window(stream.id, config.initial_stream_window + grant)
+
     def _give_session_credit(self, session: Session, size: int) -> bool:
         # Before the session is open nothing can be said, and _open() makes up for it.
         if session.flow is None:

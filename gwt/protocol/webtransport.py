@@ -227,7 +227,7 @@ class WebTransport(Incoming):
             self._openers.add(session_id)
 
     def accept_stream(self, stream_id: int) -> None:
-        """Note that the application takes care of a stream: it gets its full window."""
+        """Note that the application takes care of a stream: it may have its full window."""
         stream = self.streams.get(stream_id)
         if stream is None or stream.accepted:
             return
@@ -239,18 +239,7 @@ class WebTransport(Incoming):
             # It may be over; its slot was taken until now.
             self._finish(stream)
             return
-        # What is granted cannot be taken back, so it comes out of two bounded accounts. A stream
-        # that gets nothing keeps its first window, and so moves on however others fare.
-        grant = min(
-            self.config.stream_window - self.config.initial_stream_window,
-            self.config.session_window - session.granted,
-            self.config.receive_pool - self._granted,
-        )
-        if grant > 0:
-            stream.granted = grant
-            session.granted += grant
-            self._granted += grant
-            self.quic.set_window(stream_id, self.config.initial_stream_window + grant)
+        self._widen(stream)
 
     def accepted(self, stream_id: int) -> bool:
         """Return whether a stream is known and has been accepted."""

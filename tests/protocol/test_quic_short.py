@@ -241,8 +241,8 @@ def test_all_pieces_of_a_wake_up_come_as_one(monkeypatch):
     pair.server.protocol.quic.feed(sent, pairs.CLIENT, pair.now)
     (found,) = [event for event in quic._events if isinstance(event, StreamData)]
     assert (found.stream_id, found.ended) == (stream, False)
-    assert 3000 < len(found.data) < 8003
-    assert len(found.pieces) == len(sent)
+    assert 2000 < len(found.data) < 8003
+    assert 1 < len(found.pieces) <= len(sent)
 
 
 def test_packets_of_others_and_repeated_ones_are_counted():

@@ -161,11 +161,15 @@ def test_window_comes_back_when_all_was_read_though_our_side_is_open(is_client):
     pair.run()
     reader.protocol.accept_stream(stream_id)
     session = reader.protocol.sessions[session_id]
+    # An idle stream takes nothing that another one could use.
+    assert session.granted == reader.protocol._granted == 0
+    writer.protocol.send_stream(stream_id, bytes(8192))
+    pair.run(0.5)
     assert session.granted == reader.protocol._granted > 0
     writer.protocol.send_stream(stream_id, b"data", True)
     pair.run()
     assert session.granted > 0
-    reader.protocol.consumed(stream_id, 4)
+    reader.protocol.consumed(stream_id, 8192 + 4)
     assert session.granted == reader.protocol._granted == 0
     assert stream_id in reader.protocol.streams
 

@@ -64,7 +64,7 @@ def upload(session: gwt.WebTransportSession) -> None:
 
 def sink(session: gwt.WebTransportSession) -> None:
     def count_until_closed(stream: gwt.WebTransportStream) -> None:
-        with suppress(gwt.SessionClosed):
+        with suppress(gwt.SessionClosed, gwt.StreamError):
             count(stream)
 
     for stream in session:
