@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import cProfile
+import gc
 import json
 import os
 import socket
@@ -285,6 +286,9 @@ def serve(certificate: str, payload: int, streams: int) -> None:
         max_incoming_streams=streams,
         stop_timeout=1.0,
     ) as server:
+        # As the command `gwt serve` does: what was imported is not walked again.
+        gc.collect()
+        gc.freeze()
         reply({"port": server.address[1]})
         for command in commands():
             reply(answer(command))
