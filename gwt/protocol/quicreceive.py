@@ -43,6 +43,7 @@ __all__ = ["MAX_DATAGRAM", "Receiving", "StreamData"]
 # RFC 9000 17.3.1: the form bit of a short header is 0, the fixed bit is 1.
 _FORM_AND_FIXED = 0xC0
 _SHORT = 0x40
+_SPIN = 0x20
 _RESERVED = 0x18
 _HEADER = 1 + CONNECTION_ID_LENGTH
 
@@ -131,6 +132,10 @@ class Receiving(QuicConnection):
             return
         if number > space.expected_packet_number:
             space.expected_packet_number = number + 1
+        if number > self._spin_highest_pn:
+            # RFC 9000 17.4: a server reflects the bit, and a client inverts it.
+            self._spin_highest_pn = number
+            self._spin_bit = bool(first & _SPIN) is not self._is_client
         context = self._short_context
         if context is None or context.time != now or context.network_path is not path:
             # Once for all datagrams of a wake-up, which share `now`.

@@ -146,7 +146,7 @@ class Sending(Receiving):
             payload: list[bytes] = []
             room = size
             if space.ack_at is not None and space.ack_at <= now:
-                room -= self._add_ack(payload, packet, space, now)
+                room -= self._add_ack(payload, packet, space, window - overhead, now)
             self._add_data(payload, packet, min(room, window - overhead - size + room))
             if not payload:
                 break
@@ -167,9 +167,14 @@ class Sending(Receiving):
         return datagrams
 
     def _add_ack(
-        self, payload: list[bytes], packet: QuicSentPacket, space: QuicPacketSpace, now: float
+        self,
+        payload: list[bytes],
+        packet: QuicSentPacket,
+        space: QuicPacketSpace,
+        window: int,
+        now: float,
     ) -> int:
-        """Append an ACK frame (RFC 9000 19.3); returns its size."""
+        """Append an ACK frame (RFC 9000 19.3), which needs no window; returns its size."""
         assert space.largest_received_time is not None
         delay = int((now - space.largest_received_time) * 1e6) >> self._local_ack_delay_exponent
         ranges = space.ack_queue
@@ -181,7 +186,7 @@ class Sending(Receiving):
         )
         space.ack_at = None
         frame = buf.data
-        if written > 1 and packet.packet_number % 8 == 0:
+        if written > 1 and packet.packet_number % 8 == 0 and len(frame) < window:
             # Something that the peer must acknowledge, so that old ranges can be forgotten.
             frame += _PING
             packet.is_ack_eliciting = packet.in_flight = True

@@ -44,6 +44,9 @@ DONE_AGAIN = {
     QuicPacketRecovery.get_loss_detection_time: "de155cb9bef95f8e",
     QuicConnection._write_application: "c37bf64378f72b2f",
     QuicConnection._write_stream_frame: "9bc0be962394a322",
+    QuicConnection._write_stream_limits: "398d4a898f7c580f",
+    QuicConnection._write_datagram_frame: "ec62fd6f1ce24a10",
+    QuicConnection._write_ping_frame: "cfcbc98ac33c49b2",
     QuicConnection._write_ack_frame: "dc0bde63adda7ae4",
     QuicConnection._write_connection_limits: "02c42c5455ae1a31",
     QuicConnection._flush_builder: "ac4bd66d7c3892df",
@@ -105,6 +108,7 @@ def test_what_the_short_ways_touch_is_there():
         "_remote_preferred_address",
         "_retire_connection_ids",
         "_spin_bit",
+        "_spin_highest_pn",
         "_streams_blocked_pending",
     ):
         assert hasattr(connection, name), name
