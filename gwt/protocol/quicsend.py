@@ -84,6 +84,12 @@ class Sending(Receiving):
         for own in self._host_cids:
             if not own.was_sent:
                 return True
+        for other in self._network_paths[1:]:
+            # One that the peer has left for good needs nothing.
+            if (
+                other.remote_challenges or not (other.is_validated or other.local_challenge_sent)
+            ) and (other.peer_cid is not None or self._peer_cid_available):
+                return True
         path = self._network_paths[0]
         data, bidi, uni = (
             self._local_max_data,
@@ -99,7 +105,6 @@ class Sending(Receiving):
             or self._handshake_done_pending
             or self._retire_connection_ids
             or self._streams_blocked_pending
-            or len(self._network_paths) > 1
             or path.remote_challenges
             or not path.is_validated
             or self._remote_preferred_address

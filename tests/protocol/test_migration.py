@@ -10,6 +10,7 @@ import heapq
 from collections import Counter
 
 import pytest
+from aioquic.quic.connection import QuicConnection
 
 from gwt.config import ServerConfig
 from gwt.protocol import events
@@ -141,6 +142,26 @@ def test_a_transfer_goes_on_at_the_new_address(transfer, moves):
     pair.client.protocol.quic.ping()
     pair.run(1)
     assert set(pair.sent - before) == {pair.here}
+
+
+def test_after_a_move_packets_take_the_short_ways_again(monkeypatch):
+    pair, session = moving()
+    pair.here = ELSEWHERE
+    pair.client.protocol.quic.ping()
+    pair.run(1)
+    assert pair.seen == ELSEWHERE and len(pair.paths) == 2
+    taken = Counter()
+    for name in ("receive_datagram", "datagrams_to_send"):
+
+        def counted(*args, name=name, method=getattr(QuicConnection, name)):
+            taken[name] += 1
+            return method(*args)
+
+        monkeypatch.setattr(QuicConnection, name, counted)
+    pair.run_until(download(pair, session))
+    assert pair.server.protocol.quic.packets_sent > SIZE / 1200
+    # Credit goes the long way.
+    assert taken["receive_datagram"] < 5 and taken["datagrams_to_send"] < 30
 
 
 @pytest.mark.parametrize("loss", [0.05, 0.15])

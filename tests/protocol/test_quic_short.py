@@ -121,6 +121,7 @@ def test_what_the_short_ways_touch_is_there():
     assert isinstance(path, QuicNetworkPath)
     assert (path.bytes_sent, list(path.remote_challenges)) == (0, [])
     assert isinstance(path.is_validated, bool)
+    assert (path.local_challenge_sent, path.peer_cid) == (False, None)
     assert connection._cryptos[Epoch.ONE_RTT].key_phase == 0
     assert set(connection._crypto_buffers) == {Epoch.INITIAL, Epoch.HANDSHAKE, Epoch.ONE_RTT}
     handler, epochs = connection._QuicConnection__frame_handlers[0x06]
