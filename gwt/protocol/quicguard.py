@@ -19,6 +19,7 @@ from aioquic.quic.connection import (
     QuicReceiveContext,
 )
 from aioquic.quic.packet import QuicErrorCode, QuicFrameType
+from aioquic.quic.packet_builder import QuicSentPacket
 from aioquic.tls import Group
 
 from . import codes
@@ -153,8 +154,14 @@ class Guard(QuicConnection):
         oldest = self._packet_number - _REMEMBERED_PACKETS
         for space in self._loss.spaces:
             sent = space.sent_packets
-            for number in [n for n, packet in sent.items() if n < oldest and not packet.in_flight]:
+            for number in [n for n, packet in sent.items() if n < oldest and self._is_ack(packet)]:
                 del sent[number]
+
+    def _is_ack(self, packet: QuicSentPacket) -> bool:
+        # Probes of a path's size are out of flight, too, and their fate matters.
+        return not packet.in_flight and all(
+            handler == self._on_ack_delivery for handler, _ in packet.delivery_handlers
+        )
 
     def _handle_new_connection_id_frame(
         self, context: QuicReceiveContext, frame_type: int, buf: Buffer

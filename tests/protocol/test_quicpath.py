@@ -247,6 +247,21 @@ def test_probes_wait_for_nothing_and_nothing_waits_for_probes(is_client):
     assert pair.now - began < 0.025
 
 
+@BOTH
+def test_probe_is_remembered_however_many_packets_follow(is_client):
+    pair = make()
+    path = Path(pair)
+    pair.session()
+    one, _ = ends(pair, is_client)
+    quic = one.protocol.quic._quic
+    pair.run_until(lambda: quic.search.probe is not None)
+    quic._packet_number += 1000
+    one.protocol.quic.ping()
+    pair.run()
+    assert path.seen[is_client].count(1452) == 1
+    assert used(one) == 1452
+
+
 def test_probe_that_was_taken_for_lost_still_counts_when_it_is_acknowledged():
     pair = make()
     Path(pair)
