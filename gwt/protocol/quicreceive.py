@@ -176,7 +176,12 @@ class Receiving(QuicConnection):
             super().receive_datagram(data, addr, now)
         self.packets_ignored += self.heard == heard
         self._short_context = None
-        if self._handshake_confirmed and self._short_keys is None and self._quic_logger is None:
+        if (
+            self._handshake_confirmed
+            and self._short_keys is None
+            and self._quic_logger is None
+            and self._state is QuicConnectionState.CONNECTED
+        ):
             self._short_keys = self._cryptos[Epoch.ONE_RTT]
             self._short_space = self._spaces[Epoch.ONE_RTT]
 

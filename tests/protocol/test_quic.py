@@ -47,7 +47,7 @@ from gwt.protocol.pacing import Pacer
 from gwt.protocol.quic import Quic
 from gwt.protocol.seam import SILENT, SendBudget
 from tests.helpers import raw
-from tests.helpers.pair import SERVER, Pair, quic_options
+from tests.helpers.pair import CLIENT, SERVER, Pair, quic_options
 from tests.helpers.raw import leftovers
 
 AIOQUIC = importlib.metadata.version("aioquic")
@@ -622,3 +622,7 @@ def test_what_was_released_still_answers():
         quic.ping()
         quic.close(1)
         quic.on_timer(pair.now + 100)
+    server = pair.server.protocol.quic
+    server.release()
+    server.feed([bytes(50), b"\x40" + bytes(50)], CLIENT, pair.now)
+    assert server.poll(pair.now) == []
