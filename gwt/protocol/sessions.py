@@ -72,9 +72,14 @@ class Sessions(Streams):
             return
         self.quic.consumed(stream_id, len(data))
         self._note_end(stream_id, ended)
+        if data and self._closed_by_peer(stream_id):
+            self._after_close(stream_id)
+            return
         for event in self._h3.receive(stream_id, data, ended):
             if isinstance(event, HeadersReceived):
-                if self.is_client:
+                if self._closed_by_peer(stream_id):
+                    self._after_close(stream_id)
+                elif self.is_client:
                     self._response(event.stream_id, event.headers)
                 else:
                     self._request(event.stream_id, event.headers, ended)
@@ -94,6 +99,15 @@ class Sessions(Streams):
         session = self.sessions.get(stream_id)
         if ended and session is not None:
             session.receive_done = True
+
+    def _closed_by_peer(self, stream_id: int) -> bool:
+        session = self.sessions.get(stream_id)
+        return session is not None and session.close_received
+
+    def _after_close(self, session_id: int) -> None:
+        # webtrans-http3-16 6: nothing may follow a CLOSE, not even part of a frame.
+        self.quic.reset(session_id, codes.H3_MESSAGE_ERROR)
+        self.quic.stop(session_id, codes.H3_MESSAGE_ERROR)
 
     def _hold_request(self, stream_id: int, data: bytes, ended: bool) -> None:
         # webtrans-http3-16 3.1: nothing of a request is processed before the client's SETTINGS.
@@ -213,9 +227,7 @@ class Sessions(Streams):
             return
         if not session.live:
             if session.close_received and data:
-                # webtrans-http3-16 6: nothing may follow a CLOSE.
-                self.quic.reset(session_id, codes.H3_MESSAGE_ERROR)
-                self.quic.stop(session_id, codes.H3_MESSAGE_ERROR)
+                self._after_close(session_id)
             return
         if session.phase is SessionPhase.CONNECTING:
             # webtrans-http3-16 3.2: capsules may come before the session is accepted.

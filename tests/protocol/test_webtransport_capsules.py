@@ -7,7 +7,9 @@ import pytest
 from gwt.protocol import capsules, codes, events
 from tests.helpers import raw
 from tests.helpers.pair import Pair
-from tests.helpers.raw import DATA, frame, leftovers
+from tests.helpers.raw import DATA, HEADERS, frame, header_block, leftovers
+
+TRAILERS = frame(HEADERS, header_block([(b"x", b"y")]))
 
 BOTH = pytest.mark.parametrize("is_client", [True, False], ids=["client", "server"])
 
@@ -123,6 +125,29 @@ def test_data_behind_a_close_resets_the_request(is_client, behind, together):
     peer.capsule(session_id, behind)
     assert len(peer.end.of(events.SessionEnded)) == 1
     assert session_id in peer.stops
+    assert peer.close_code is None
+    peer.finish(session_id)
+    assert leftovers(peer.protocol) == {}
+
+
+@BOTH
+@pytest.mark.parametrize(
+    "behind, together",
+    [(TRAILERS, True), (TRAILERS, False), (frame(DATA, b""), False), (b"\0", False)],
+    ids=["trailers in its packet", "trailers", "an empty frame", "half a frame"],
+)
+def test_no_frame_may_follow_a_close(is_client, behind, together):
+    peer, session_id = opened(is_client)
+    close = frame(DATA, capsules.encode_close(1, b"x"))
+    if together:
+        peer.quic.send_stream_data(session_id, close + behind)
+    else:
+        peer.quic.send_stream_data(session_id, close)
+        peer.run(0.0)
+        peer.quic.send_stream_data(session_id, behind)
+    peer.run()
+    assert peer.end.of(events.SessionEnded) == [events.SessionEnded(session_id, 1, "x", True)]
+    assert peer.stops[session_id] == codes.H3_MESSAGE_ERROR
     assert peer.close_code is None
     peer.finish(session_id)
     assert leftovers(peer.protocol) == {}
