@@ -334,12 +334,11 @@ class WebTransportSession:
 
     def close(self, code: int = 0, reason: str = "", *, timeout: float | None = CONFIGURED) -> None:
         """
-        Close the session; everything that was written arrives before.
+        Close the session; everything that was written arrives before. Idempotent.
 
-        Finishes the send streams that are open, waits until all is acknowledged, at most
-        `timeout` or close_timeout, then sends `code` (32 bits) and `reason` (up to 1024 bytes of
-        UTF-8) and waits for that too. What was not acknowledged by then is reset, counted and
-        logged. Idempotent.
+        Finishes the send streams that are open, waits until all is acknowledged, at most `timeout`
+        or close_timeout, then sends `code` (32 bits) and `reason` (up to 1024 bytes of UTF-8) and
+        waits for that too. What was not acknowledged by then is reset, counted and logged.
         """
         check_code(code)
         if len(reason.encode()) > 1024:
@@ -353,10 +352,11 @@ class WebTransportSession:
                 self.wait_closed(deadline.remaining())
             elif not self.is_closed:
                 self._close(code, reason, deadline)
-            # Wait until the peer has our close, or our answer to its: the process may end right
-            # after this call.
+            # The process may end right after this call. Before, the peer has our close, or our
+            # answer to its, and a client's connection has sent its own.
             while self.stream_id in protocol.sessions and not self.connection.is_closed:
                 self.connection.wait_change(deadline)
+            self.connection.send_now()
             return
         if self.connection.is_client and not self.connection.sessions:
             self.connection.close()

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import sys
+
+import gevent.subprocess
 import pytest
 
 import gwt
-from tests.helpers.live import echo, serving, url
+from tests.helpers import eventually
+from tests.helpers.live import connect, echo, serving, url
 
 
 @pytest.fixture
@@ -85,3 +89,24 @@ def test_statistics_without_attempts():
     assert stats.success_rate == 1.0 and stats.avg_connect_time == 0.0
     assert stats.min_connect_time == float("inf")
     assert stats.to_dict()["performance"]["min_connect_time"] == 0.0
+
+
+@pytest.mark.parametrize(
+    "ending", ["session.close()", "with session: pass", "session.close(); session.close()"]
+)
+def test_a_process_that_ends_after_close_leaves_no_connection_behind(server, ending):
+    script = f"import gwt, sys; session = gwt.connect(sys.argv[1], verify=False)\n{ending}"
+    gevent.subprocess.check_call([sys.executable, "-c", script, url(server)], timeout=20)
+    connections = server.connections
+    assert connections.get_stats()["total_created"] == 1
+    # Not when it has been unused for long enough.
+    assert server.config.unused_timeout > 10
+    eventually(lambda: connections.get_stats()["current_count"] == 0, 5)
+
+
+def test_close_may_come_long_after_the_connection_is_gone(server):
+    session = connect(server)
+    session.close()
+    eventually(lambda: session.connection.protocol.next_timer() is None)
+    session.close()
+    assert not session.connection.stats().get("internal_errors")
