@@ -1,5 +1,5 @@
 """
-Every exception that gwt raises, and nothing else. Floor 0: imports nothing of gwt.
+Every exception that gwt raises, and how one is raised again. Floor 0: imports nothing of gwt.
 
     GwtError
      +-- ConfigError (ValueError)               alias ConfigurationError
@@ -39,8 +39,9 @@ builtin TimeoutError. No class here shadows a builtin.
 from __future__ import annotations
 
 import builtins
+import copy
 from collections.abc import Iterable, Mapping
-from typing import Any
+from typing import Any, TypeVar
 
 __all__ = [
     "CertificateError",
@@ -103,6 +104,22 @@ class GwtError(Exception):
         # Not by calling the class with `args`, as exceptions do otherwise: they hold the sentence,
         # which is no argument of most constructors here, and none that a subclass may have.
         return _restore, (type(self), self.args, dict(self.__dict__))
+
+
+_Error = TypeVar("_Error", bound=GwtError)
+
+
+def anew(error: _Error) -> _Error:
+    """
+    Return a copy to raise, with the same cause and no traceback.
+
+    What ended a session is raised to everybody who waits for it, and to everybody who comes
+    later. Each raise of one object would lengthen its traceback, and hold on to the frames.
+    """
+    again = copy.copy(error)
+    if error.__cause__ is not None:
+        again.__cause__ = error.__cause__
+    return again
 
 
 class ConfigError(GwtError, ValueError):

@@ -17,7 +17,7 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self
 
 from .config import TransportConfig
-from .errors import DatagramTooLarge, GwtError, SessionClosed, SessionError
+from .errors import DatagramTooLarge, GwtError, SessionClosed, SessionError, anew
 from .manager.stream import StreamManager
 from .net.waiting import Deadline, Signal
 from .protocol import events
@@ -25,6 +25,7 @@ from .protocol.requests import decode_headers, refusal
 from .states import SessionState
 from .stream import WebTransportReceiveStream, WebTransportSendStream, WebTransportStream
 from .stream_common import CONFIGURED, check_code
+from .stream_send import flush_or_reset
 
 if TYPE_CHECKING:
     from .connection import WebTransportConnection
@@ -173,7 +174,7 @@ class WebTransportSession:
     def _check_open(self) -> None:
         self.connection.check_thread()
         if self._error is not None:
-            raise self._error
+            raise anew(self._error)
         if not self.is_ready:
             raise SessionError(
                 f"The session is {self.state.value}: it carries nothing now.",
@@ -280,7 +281,7 @@ class WebTransportSession:
                     self.streams_accepted += 1
                     return stream
             if self._error is not None:
-                raise self._error
+                raise anew(self._error)
             self._accepting.wait(deadline)
 
     def incoming_streams(self) -> Iterator[WebTransportStream | WebTransportReceiveStream]:
@@ -318,7 +319,7 @@ class WebTransportSession:
             deadline = Deadline(timeout)
             while not self._datagrams:
                 if self._error is not None:
-                    raise self._error
+                    raise anew(self._error)
                 self._receiving.wait(deadline)
         return self._datagrams.popleft()
 
@@ -368,8 +369,7 @@ class WebTransportSession:
                 sending = [s for s in self.streams if isinstance(s, WebTransportSendStream)]
                 for stream in sending:
                     stream.finish()
-                for stream in sending:
-                    stream.flush_or_reset(deadline)
+                flush_or_reset(self.session_id, sending, deadline)
             except BaseException:
                 # Killed, or timed out from outside: nobody else would finish what was begun.
                 self.abort(code)
@@ -496,4 +496,4 @@ class WebTransportSession:
             self._changed.wait(deadline)
         # One that was accepted and has ended since is still a session: it may have brought data.
         if self._error is not None and not self._accepted:
-            raise self._error
+            raise anew(self._error)

@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
-from .errors import GwtError, IncompleteRead, MessageTooLarge, StreamError, StreamReset
+from .errors import GwtError, IncompleteRead, MessageTooLarge, StreamError, StreamReset, anew
 from .net.waiting import ByteQueue, Deadline, ReadGuard, Signal
 from .stream_common import CONFIGURED, StreamDirection, StreamHalf, check_code
 
@@ -161,7 +161,7 @@ class WebTransportReceiveStream(StreamHalf):
             if self._ended_by_peer:
                 return
             if self._read_error is not None:
-                raise self._read_error
+                raise anew(self._read_error)
             self._readable.wait(deadline)
 
     def _gather(self, size: int | None, deadline: Deadline) -> None:

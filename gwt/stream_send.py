@@ -8,16 +8,18 @@ from __future__ import annotations
 
 import io
 import logging
+from collections.abc import Sequence
+from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
-from .errors import GwtError, LocalProtocolError, StreamError, StreamReset, StreamStopped
+from .errors import GwtError, LocalProtocolError, StreamError, StreamReset, StreamStopped, anew
 from .net.waiting import Deadline, Signal
 from .stream_common import CONFIGURED, StreamDirection, StreamHalf, check_code
 
 if TYPE_CHECKING:
     from .session import WebTransportSession
 
-__all__ = ["WebTransportSendStream"]
+__all__ = ["WebTransportSendStream", "flush_or_reset"]
 
 logger = logging.getLogger("gwt")
 
@@ -66,7 +68,7 @@ class WebTransportSendStream(StreamHalf):
         try:
             while sent < size:
                 if self._write_error is not None:
-                    raise self._write_error
+                    raise anew(self._write_error)
                 room = self._protocol.room(self.stream_id)
                 if room:
                     self._send(bytes(view[sent : sent + room]))
@@ -137,7 +139,7 @@ class WebTransportSendStream(StreamHalf):
             elif not self._protocol.want_flush(self.stream_id):
                 return
             self._writable.wait(deadline)
-        raise self._write_error
+        raise anew(self._write_error)
 
     def reset(self, code: int = 0) -> None:
         """Abandon the stream: what was not sent never will be. Does not wait; idempotent."""
@@ -159,23 +161,19 @@ class WebTransportSendStream(StreamHalf):
         if self._write_over:
             return
         self.finish()
-        self.flush_or_reset(Deadline(self.session.close_timeout(timeout)))
+        flush_or_reset(
+            f"stream {self.stream_id}", [self], Deadline(self.session.close_timeout(timeout))
+        )
 
-    def flush_or_reset(self, deadline: Deadline) -> None:
-        """Wait until all is acknowledged; at the deadline reset, count and log."""
-        try:
-            while not self._write_over and self._write_error is None:
-                self._writable.wait(deadline)
-        except TimeoutError:
-            lost = self._protocol.quic.buffered(self.stream_id)
-            self._connection.counters.note("streams_reset_at_close")
-            logger.warning(
-                "Stream %d was reset at close: %d bytes were not acknowledged within %g s.",
-                self.stream_id,
-                lost,
-                deadline.timeout or 0.0,
-            )
-            self.reset()
+    def wait_over(self, deadline: Deadline) -> None:
+        """Wait until all is acknowledged, the end too, or was given up; raises TimeoutError."""
+        while not self._write_over:
+            self._writable.wait(deadline)
+
+    @property
+    def is_over(self) -> bool:
+        """Whether all was acknowledged, the end too, or was given up."""
+        return self._write_over
 
     def abort(self, code: int = 0) -> None:
         """Reset the stream at once."""
@@ -194,7 +192,7 @@ class WebTransportSendStream(StreamHalf):
 
     def _check_writable(self) -> None:
         if self._write_error is not None:
-            raise self._write_error
+            raise anew(self._write_error)
         if self._finished or self._finish_due:
             raise LocalProtocolError(
                 "The stream was finished: nothing can be written behind its end."
@@ -224,6 +222,33 @@ class WebTransportSendStream(StreamHalf):
     def session_over(self, error: GwtError) -> None:
         if not self._write_over:
             self._write_failed(error)
+
+
+def flush_or_reset(
+    closed: str, streams: Sequence[WebTransportSendStream], deadline: Deadline
+) -> None:
+    """
+    Wait until these finished streams are acknowledged; those that are not by then are reset.
+
+    They are counted one by one, and logged in one line for all that `closed` names.
+    """
+    with suppress(TimeoutError):
+        for stream in streams:
+            stream.wait_over(deadline)
+    late = [stream for stream in streams if not stream.is_over]
+    lost = sum(stream.stats()["bytes_unacknowledged"] for stream in late)
+    for stream in late:
+        stream.session.connection.counters.note("streams_reset_at_close")
+        stream.reset()
+    if late:
+        logger.warning(
+            "Closing %s reset %d stream%s: %s not acknowledged within %g s.",
+            closed,
+            len(late),
+            "s" * (len(late) != 1),
+            f"{lost} bytes were" if lost else "the end was",
+            deadline.timeout or 0.0,
+        )
 
 
 class _RawWriter(io.RawIOBase):

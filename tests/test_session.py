@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import re
+import traceback
+
 import gevent
 import pytest
 
@@ -133,6 +136,63 @@ def test_close_is_bounded_when_the_peer_does_not_read(caplog):
         assert client.connection.stats()["streams_reset_at_close"] == 1
         assert "not acknowledged" in caplog.text
         server.wait_closed(timeout=5)
+
+
+def test_streams_that_close_gives_up_make_one_line_of_the_log(caplog):
+    with pair() as (client, server):
+        for _ in range(3):
+            with pytest.raises(TimeoutError):
+                client.create_unidirectional_stream().write(b"x" * 5_000_000, timeout=0.05)
+        client.close(timeout=0.1)
+        assert client.connection.stats()["streams_reset_at_close"] == 3
+        (line,) = [record.getMessage() for record in caplog.records]
+        assert re.fullmatch(
+            rf"Closing {client.id} reset 3 streams: \d{{5,}} bytes were not acknowledged "
+            r"within 0\.1 s\.",
+            line,
+        )
+        server.wait_closed(timeout=5)
+
+
+def test_an_end_that_nobody_acknowledged_is_not_called_bytes(caplog, monkeypatch):
+    with pair() as (client, _):
+        stream = client.create_unidirectional_stream()
+        stream.write(b"all")
+        stream.flush(timeout=5)
+        with monkeypatch.context() as lost:
+            lost.setattr(client.connection, "_send", lambda outgoing: None)
+            stream.close(timeout=0.05)
+        (line,) = [record.getMessage() for record in caplog.records]
+        assert line == (
+            f"Closing stream {stream.id} reset 1 stream: the end was not acknowledged within "
+            "0.05 s."
+        )
+
+
+def test_what_ended_a_session_is_raised_to_each_with_a_traceback_of_its_own():
+    with pair() as (client, server):
+        stream = client.create_bidirectional_stream()
+        waits = [client.accept_stream, client.receive_datagram]
+        waiting = [gevent.spawn(outcome, wait) for wait in waits for _ in range(20)]
+        gevent.sleep(0)
+        server.connection.close(7, "enough")
+        client.wait_closed(timeout=5)
+        errors = [task.get(timeout=5) for task in waiting]
+        late = [stream.read, stream.flush, lambda: stream.write(b"late"), client.drain]
+        errors += [outcome(call) for call in late for _ in range(20)]
+        assert len({id(error) for error in errors}) == len(errors)
+        for error in errors:
+            assert isinstance(error, gwt.SessionClosed)
+            assert error.__cause__ is client.connection.closed
+            # outcome(), the method that was called, and what it called.
+            assert len(traceback.extract_tb(error.__traceback__)) <= 4
+
+
+def outcome(function, *args):
+    try:
+        function(*args)
+    except gwt.GwtError as exc:
+        return exc
 
 
 def test_leaving_with_by_an_exception_does_not_wait():
