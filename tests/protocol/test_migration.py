@@ -153,7 +153,7 @@ def test_after_a_move_packets_take_the_short_ways_again(monkeypatch):
     taken = Counter()
     for name in ("receive_datagram", "datagrams_to_send"):
 
-        def counted(*args, name=name, method=getattr(QuicConnection, name)):
+        def counted(*args, name=name, method=getattr(QuicConnection, name)):  # noqa: B008
             taken[name] += 1
             return method(*args)
 
