@@ -472,8 +472,9 @@ def test_new_address_of_the_peer_begins_with_base_size_and_a_search():
     # The new path carries less; large packets sent before are lost with the old one.
     path.limits[False] = 1300
     pair.client_address = ELSEWHERE
-    path.forget()
+    pair.client.protocol.quic.ping()
     pair.run_until(lambda: used(pair.server) == BASE)
+    path.forget()
     pair.run_until(lambda: path.seen[False].count(1350) == TRIES)
     transfer.finish(pair)
     assert used(pair.server) == BASE
