@@ -105,7 +105,7 @@ def _house_rules(request: pytest.FixtureRequest) -> Iterator[None]:
         yield
     finally:
         timeout.close()
-    problems = _leaks(before)
+    problems = _leaks(before) + _unrest()
     problems += [f"An error nobody handled, in {e.context}:\n{e.text}" for e in _hub_errors]
     _hub_errors.clear()
     if problems:
@@ -131,10 +131,11 @@ def _leaks(before: set[tuple[str, str]]) -> list[str]:
     """Say what the test left behind, after giving it a little time to go."""
     if not _alive() and not _opened(before):
         return []
-    deadline = time.monotonic() + GRACE
     # What is unreachable is not left behind; if it should have been closed, its own
     # ResourceWarning says so.
     gc.collect()
+    # Not before: on a busy machine the collector takes longer than some graces.
+    deadline = time.monotonic() + GRACE
     pause = 0.0
     while (_alive() or _opened(before)) and time.monotonic() < deadline:
         gevent.sleep(pause)
@@ -145,6 +146,14 @@ def _leaks(before: set[tuple[str, str]]) -> list[str]:
     # The next test is not to suffer from it.
     gevent.killall(greenlets, timeout=1)
     return leaks
+
+
+def _unrest() -> list[str]:
+    """Say whether the loop is kept busy, as by a timer that is always due."""
+    with gevent.Timeout(GRACE, False):
+        gevent.idle()
+        return []
+    return [f"The test left work that never ends: the loop was not idle within {GRACE:g} s."]
 
 
 def _alive() -> list[gevent.Greenlet]:

@@ -15,9 +15,10 @@ CASES = """
 import os, socket
 import gevent, pytest
 import tests.conftest
+from gwt.net.timers import Timer, now
 from tests.helpers import eventually, spawn
 
-tests.conftest.GRACE = 0.1
+tests.conftest.GRACE = 0.3
 
 def boom():
     raise ValueError("boom")
@@ -70,6 +71,12 @@ def test_eventually():
 @pytest.mark.browser
 def test_browser():
     pass
+
+# The last one: it goes on for a while.
+def test_leaves_a_timer_that_is_always_due():
+    ends = now() + 1.0
+    timer = Timer(lambda: timer.arm(now() if now() < ends else None))
+    timer.arm(now())
 """
 
 
@@ -116,6 +123,7 @@ def without_a_browser(tmp_path_factory):
         ("test_slow_to_leave", "PASSED", ""),
         ("test_leaves_greenlet", "ERROR", "The test left a greenlet: <Greenlet"),
         ("test_leaves_descriptor", "ERROR", "The test left descriptor"),
+        ("test_leaves_a_timer_that_is_always_due", "ERROR", "The test left work that never ends"),
         ("test_hangs", "FAILED", "The test did not end within 0.05 seconds."),
         ("test_error_in_greenlet", "ERROR", "An error nobody handled, in <Greenlet"),
         ("test_error_in_callback", "ERROR", "ValueError: boom"),

@@ -110,6 +110,8 @@ class World:
     def close(self):
         for end in self.ends:
             end.owner.fail(OSError("the test is over"))
+            # Of a closing period. Time stands still from now on: the loop would wait for its end.
+            end.owner._timer.close()
 
 
 @pytest.fixture

@@ -6,6 +6,7 @@ import os
 
 from gwt.config import ServerConfig
 from gwt.connection import ConnectionState, WebTransportConnection
+from gwt.net.timers import now
 from gwt.observe import Counters
 from gwt.protocol.quic import Quic
 from gwt.protocol.webtransport import WebTransport
@@ -54,7 +55,7 @@ def test_forged_packets_change_no_address(world):
     assert (w.server.remote_address, w.server.local_address) == addresses
 
 
-def newcomer(first):
+def newcomer(first, clock=now):
     """Make a server's connection for a first packet, as the listener does."""
     endpoint = Endpoint()
     endpoint.stats = Counters()
@@ -64,7 +65,10 @@ def newcomer(first):
         original_destination_connection_id=first[6 : 6 + first[5]],
     )
     protocol = WebTransport(quic, config)
-    return WebTransportConnection(endpoint, protocol, {}, config, keep_alive=False), endpoint
+    connection = WebTransportConnection(
+        endpoint, protocol, {}, config, keep_alive=False, clock=clock
+    )
+    return connection, endpoint
 
 
 def test_first_packet_that_cannot_be_opened_leaves_nothing(world):
@@ -121,8 +125,7 @@ def test_packets_that_take_long_are_looked_at_a_few_a_turn(world):
 
 def test_handshake_that_is_dribbled_is_given_up_in_time(world):
     w = world()
-    connection, _ = newcomer(w.first)
-    connection._clock = lambda: w.now
+    connection, _ = newcomer(w.first, lambda: w.now)
     connection.handshake_deadline = w.now + 10
     destination = w.first[6 : 6 + w.first[5]]
     offset = 0
@@ -137,6 +140,9 @@ def test_handshake_that_is_dribbled_is_given_up_in_time(world):
             connection._on_timer()
     assert offset == 10
     assert connection.stats()["handshakes_timed_out"] == 1
+    w.now += 10
+    connection._on_timer()
+    assert connection._timer.deadline is None
 
 
 def dribble(offset):
