@@ -371,6 +371,7 @@ def test_every_private_attribute_that_the_seam_uses_is_asserted_here():
             quicend,
             quicpath,
             quicreceive,
+            quicreset,
             quicsend,
             quicstream,
         )
