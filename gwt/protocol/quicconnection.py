@@ -126,7 +126,8 @@ class Connection(Guard, PartialResets, Sending):
         if not self._is_client:
             self.tls = _Finished()  # type: ignore[assignment]
 
-    # Streams that have nothing to send are parked: aioquic walks its queue for every packet.
+    # Streams that have nothing to send, or may not, are parked: for every packet all of the queue
+    # is looked at.
 
     def wake(self, stream_id: int | None, *, ending: bool = False) -> None:
         """Put a stream into the queue: it has something to send, an end of it, or is finished."""
@@ -141,7 +142,7 @@ class Connection(Guard, PartialResets, Sending):
         self._events.append(event)
 
     def park(self) -> None:
-        """Take streams out of the queue that have nothing to send; call after sending."""
+        """Take streams out of the queue that have nothing that may be sent; call after sending."""
         busy: list[Stream] = []
         self._ends_due = False
         for stream in self._streams_queue:
@@ -149,7 +150,7 @@ class Connection(Guard, PartialResets, Sending):
             if sender.reset_pending or stream.receiver.stop_pending:
                 self._ends_due = True
                 busy.append(stream)
-            elif sender.buffer_is_empty and not stream.is_finished:
+            elif not stream.is_finished and (sender.buffer_is_empty or self._lacks_credit(stream)):
                 stream.parked = True
             else:
                 busy.append(stream)
@@ -172,8 +173,10 @@ class Connection(Guard, PartialResets, Sending):
         super()._handle_max_stream_data_frame(context, frame_type, buf)
         end = buf.tell()
         buf.seek(start)
-        self.progress.add(buf.pull_uint_var())
+        stream_id = buf.pull_uint_var()
         buf.seek(end)
+        self.progress.add(stream_id)
+        self.wake(stream_id)
 
     def _find_network_path(self, addr: Address) -> QuicNetworkPath:
         path = super()._find_network_path(addr)

@@ -55,8 +55,16 @@ class Sending(Receiving):
         self._limits_due: dict[Stream, None] = {}
         # Whether a stream has a reset or a stop to send.
         self._ends_due = False
+        # The peer's limit of the connection for which streams are parked, if there are any.
+        self._starved_at: int | None = None
 
     def datagrams_to_send(self, now: float) -> list[tuple[bytes, NetworkAddress]]:
+        if self._starved_at is not None and self._starved_at < self._remote_max_data:
+            self._starved_at = None
+            for stream in dict.values(self._streams):
+                if stream.parked and stream.sender.has_bytes:
+                    stream.parked = False
+                    self._streams_queue.append(stream)
         if self._short_keys is None or self._something_else_to_send():
             return super().datagrams_to_send(now)
         return self._send_short(now)
@@ -265,7 +273,7 @@ class Sending(Receiving):
                 room -= overhead + len(data)
                 self._remote_max_data_used += sender.highest_offset - used
                 handlers.append((sender.on_data_delivery, (offset, end, fin)))
-            if sender.buffer_is_empty:
+            if sender.buffer_is_empty or (taken is None and self._lacks_credit(stream)):
                 stream.parked = True
             else:
                 again.append(stream)
@@ -273,6 +281,20 @@ class Sending(Receiving):
         self._streams_queue = queue[seen:] + again
         if len(payload) > before:
             packet.is_ack_eliciting = packet.in_flight = True
+
+    def _lacks_credit(self, stream: Stream) -> bool:
+        """Return whether the next bytes are beyond a limit of the peer, whose move wakes it."""
+        sender = stream.sender
+        if stream.is_blocked or not sender.has_bytes:
+            return False
+        start = sender.next_offset
+        if start >= stream.max_stream_data_remote:
+            return True
+        credit = self._remote_max_data - self._remote_max_data_used
+        if start >= sender.highest_offset + credit:
+            self._starved_at = self._remote_max_data
+            return True
+        return False
 
     def _limit_frame(self, stream: Stream, packet: QuicSentPacket) -> bytes:
         """Return MAX_STREAM_DATA, or nothing if it is of no use any more (RFC 9000 19.10)."""

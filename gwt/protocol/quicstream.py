@@ -106,6 +106,11 @@ class Sender(PartialSender):
         return None
 
     @property
+    def has_bytes(self) -> bool:
+        """Whether bytes wait to be sent, for the first time or again."""
+        return len(self._pending) > 0
+
+    @property
     def buffered(self) -> int:
         return self._buffer_stop - self._buffer_start
 

@@ -18,6 +18,7 @@ from aioquic.quic import packet_builder
 from aioquic.quic.configuration import QuicConfiguration
 from aioquic.quic.connection import QuicConnection, QuicNetworkPath
 from aioquic.quic.crypto import CryptoContext, CryptoPair
+from aioquic.quic.packet_builder import QuicDeliveryState
 from aioquic.quic.recovery import QuicPacketRecovery, QuicPacketSpace
 from aioquic.quic.stream import QuicStream, QuicStreamReceiver, QuicStreamSender
 from aioquic.tls import CipherSuite, Epoch
@@ -365,6 +366,38 @@ def test_a_parked_stream_is_reset_and_stopped(action):
     pair.run(1.0)
     kind = events.StreamReset if action == "reset_stream" else events.StreamStopped
     assert pair.server.last(kind).code == 7
+
+
+@pytest.mark.parametrize("way", ["short", "long"])
+@pytest.mark.parametrize("limit", ["stream", "connection"])
+def test_streams_that_wait_for_credit_are_parked_and_wake_with_it(limit, way, monkeypatch):
+    pair = Pair()
+    session = pair.session()
+    pair.run(1.0)
+    quic = pair.client.protocol.quic._quic
+    if way == "long":
+        monkeypatch.setattr(quic, "_something_else_to_send", lambda: True)
+    if limit == "connection":
+        quic._remote_max_data = quic._remote_max_data_used + 20_000
+    streams = [open_and_write(pair.client, session, bytes(40_000)) for _ in range(20)]
+    pair.run(1.0)
+    assert quic._streams_queue == []
+    sent = sum(pair.client.protocol.quic.sent(stream) for stream in streams)
+    assert sent == (20_000 if limit == "connection" else 20 * 16 * 1024)
+    # What was lost is sent again without new credit.
+    lost = quic._streams[streams[0]].sender
+    lost.on_data_delivery(QuicDeliveryState.LOST, 0, 100, False)
+    pair.run(1.0)
+    assert quic._streams_queue == [] and lost.next_offset > 100
+    read_all(pair.server)
+    for stream in streams:
+        pair.server.protocol.accept_stream(stream)
+        pair.server.protocol.consumed(stream, len(pair.server.data(stream)))
+    if limit == "connection":
+        pair.server.protocol.quic._quic._local_max_data.value += 1
+    pair.run(5.0)
+    assert [len(pair.server.data(stream)) for stream in streams] == [40_000] * 20
+    assert not set(streams) & {stream.stream_id for stream in quic._streams_queue}
 
 
 def test_a_lost_stop_and_a_lost_limit_are_sent_again():
