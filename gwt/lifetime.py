@@ -25,6 +25,9 @@ __all__ = ["Lifetime"]
 _STALL = 0.05
 _MAX_STALL_READING = 1.0
 
+# How long a peer has to answer after a stall that was longer than its idle timeout.
+_GRACE = 1.0
+
 # How long a closed connection still takes its peer's packets. RFC 9000 10.2 says three PTOs, which
 # are many seconds after a stall; what comes later is answered by a server's listener.
 _CLOSING_PERIOD = 0.25
@@ -71,6 +74,8 @@ class Lifetime:
         # When the timer is due, and until when reading goes before it after a stall.
         self._due = 0.0
         self._catch_up_until: float | None = None
+        # How many packets had been heard when the peer was last asked after a stall.
+        self._asked_at = -1
 
     def note_unused(self) -> None:
         """Give the connection up in a while, unless it has a session by then."""
@@ -109,6 +114,7 @@ class Lifetime:
             self.endpoint.drain()
             if self._catch_up_until is None:
                 self._catch_up_until = now + _MAX_STALL_READING
+                self._outlast_stall(now)
             if self.endpoint.behind and now < self._catch_up_until:
                 # Not a callback: those of one turn run before the loop reads again.
                 self._timer.arm(None)
@@ -133,6 +139,14 @@ class Lifetime:
             # Safety net, as in receive().
             self._broken()
         self.send_now()
+
+    def _outlast_stall(self, now: float) -> None:
+        # A peer of this same hub, or one that had nothing to say, is as silent as a dead one: it is
+        # asked, once until it is heard.
+        quic = self.protocol.quic
+        if self.state is ConnectionState.CONNECTED and quic.heard != self._asked_at:
+            self._asked_at = quic.heard
+            quic.outlast(now + _GRACE)
 
     # The connection's own
 

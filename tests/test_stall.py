@@ -102,3 +102,22 @@ def test_a_stall_longer_than_the_managers_idle_timeout_drops_no_healthy_peer():
         gevent.sleep(0.3)
         assert not crowd.closed
         crowd.echo()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("dead", [False, True])
+def test_peers_that_said_nothing_are_asked_after_a_stall_before_they_are_dropped(dead):
+    with ExitStack() as stack:
+        crowd = Crowd(stack, 3, idle_timeout=IDLE)
+        gevent.sleep(0.1)
+        if dead:
+            for session in crowd.clients:
+                # Without a word.
+                session.connection.fail(OSError("gone"))
+        block(IDLE + 0.5)
+        if dead:
+            eventually(lambda: len(crowd.closed) == 6, timeout=5)
+        else:
+            gevent.sleep(1.5)
+            assert not crowd.closed
+            crowd.echo()

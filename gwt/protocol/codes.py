@@ -80,6 +80,11 @@ class Draft:
     choice_header: bytes
     quoted: bool
 
+    @property
+    def tokens(self) -> bool:
+        """Whether a peer may offer tokens, which drafts 13 on ignore."""
+        return self.number < 14
+
 
 _OFFER, _CHOICE = b"wt-available-protocols", b"wt-protocol"
 

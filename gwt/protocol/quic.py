@@ -442,6 +442,12 @@ class Quic:
         self._pings += 1
         self._quic.send_ping(self._pings)
 
+    def outlast(self, until: float) -> None:
+        """Let an idle timeout come no sooner than `until`, and ask for a sign of life."""
+        if not self.closed and (self._quic._close_at or until) < until:
+            self._quic._close_at = until
+            self.ping()
+
     @property
     def connection_id(self) -> bytes:
         """The connection id that the peer first addresses us by."""

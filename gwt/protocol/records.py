@@ -48,6 +48,8 @@ class Session:
     flow: SessionFlow | None = None
     # What the client offered, to check the server's choice.
     offered: tuple[str, ...] = ()
+    # The header that a subprotocol is chosen with, on a server.
+    choice_header: bytes | None = None
     # Streams by id, until they are over; how many of them the peer opened.
     streams: dict[int, Stream] = field(default_factory=dict)
     incoming: int = 0

@@ -18,6 +18,7 @@ from .events import Headers, SessionRequested
 __all__ = [
     "build_request",
     "build_response",
+    "choice_header",
     "chosen_subprotocol",
     "decode_headers",
     "encode_headers",
@@ -42,6 +43,8 @@ _SF_ITEM = re.compile(
     r"""(?:;[ ]*[a-z*][a-z0-9_\-.*]*(?:=(?:"(?:[ !#-\[\]-~]|\\["\\])*"|[^",;]*))?)*[ \t]*"""
 )
 
+_SF_TOKEN = re.compile(r"[A-Za-z*][!#$%&'*+\-.^_`|~0-9A-Za-z:/]*")
+
 # How many subprotocols of an offer are looked at.
 _MAX_SUBPROTOCOLS = 64
 
@@ -52,7 +55,9 @@ def is_session_request(headers: Iterable[tuple[bytes, bytes]]) -> bool:
     return found.get(b":method") == b"CONNECT" and found.get(b":protocol") in codes.PROTOCOLS
 
 
-def parse_request(session_id: int, headers: Headers) -> SessionRequested | str:
+def parse_request(
+    session_id: int, headers: Headers, draft: Draft | None = None
+) -> SessionRequested | str:
     """Check a request for a session; returns the event, or what is wrong (RFC 9220 3)."""
     pseudo = {name: value for name, value in headers if name.startswith(b":")}
     for name in (b":scheme", b":authority", b":path"):
@@ -74,16 +79,23 @@ def parse_request(session_id: int, headers: Headers) -> SessionRequested | str:
     if any(c in authority for c in "/?#@ "):
         return ":authority is not a host"
     offers = [value for name, value in headers if name in codes.OFFER_HEADERS]
-    return SessionRequested(
-        session_id, authority, path, origin, parse_subprotocols(offers), headers
-    )
+    offered = parse_subprotocols(offers, tokens=draft is None or draft.tokens)
+    return SessionRequested(session_id, authority, path, origin, offered, headers)
 
 
-def parse_subprotocols(values: Iterable[bytes]) -> tuple[str, ...]:
+def choice_header(draft: Draft, headers: Headers) -> bytes:
+    """Return the header that answers an offer: draft 09 has names of its own."""
+    offers = {name for name, _ in headers if name in codes.OFFER_HEADERS}
+    legacy = offers and draft.offer_header not in offers
+    return codes.CHOICE_HEADERS[1] if legacy else draft.choice_header
+
+
+def parse_subprotocols(values: Iterable[bytes], *, tokens: bool = True) -> tuple[str, ...]:
     """
     Return the subprotocols that header values list; an ill-formed header offers none.
 
-    Strings (draft 12 on) and tokens (before) are both understood.
+    Strings are what drafts 13 on have, where a token makes the whole header nothing; earlier ones
+    had tokens, and their peers are understood either way.
     """
     text = ",".join(value.decode("latin-1") for value in values)
     names: list[str] = []
@@ -100,6 +112,8 @@ def parse_subprotocols(values: Iterable[bytes]) -> tuple[str, ...]:
             if position == len(text):
                 return ()
         quoted, token = item.groups()
+        if quoted is None and not tokens:
+            return ()
         name = token if quoted is None else re.sub(r"\\(.)", r"\1", quoted)
         if name not in names:
             names.append(name)
@@ -107,7 +121,7 @@ def parse_subprotocols(values: Iterable[bytes]) -> tuple[str, ...]:
 
 
 def _item(name: str, quoted: bool) -> str:
-    if not quoted:
+    if not quoted and _SF_TOKEN.fullmatch(name):
         return name
     escaped = name.replace("\\", "\\\\").replace('"', '\\"')
     return f'"{escaped}"'
@@ -144,20 +158,30 @@ def build_request(
 
 
 def build_response(
-    draft: Draft, *, subprotocol: str | None = None, headers: Headers | None = None
+    draft: Draft,
+    *,
+    subprotocol: str | None = None,
+    headers: Headers | None = None,
+    choice: bytes | None = None,
 ) -> Headers:
-    """Return the headers that accept a session."""
+    """Return the headers that accept a session; `choice` is the header of the subprotocol."""
     response: Headers = [(b":status", b"200")]
     if draft.number == 2:
         response.append(codes.DRAFT02_RESPONSE)
     if subprotocol is not None:
-        response.append((draft.choice_header, _subprotocol_list([subprotocol], draft.quoted)))
+        # What is answered under draft 09's name is a token, as it was there.
+        quoted = draft.quoted and choice in (None, draft.choice_header)
+        response.append((choice or draft.choice_header, _subprotocol_list([subprotocol], quoted)))
     return response + (headers or [])
 
 
-def chosen_subprotocol(headers: Headers, offered: Sequence[str]) -> str | None:
+def chosen_subprotocol(
+    headers: Headers, offered: Sequence[str], *, tokens: bool = True
+) -> str | None:
     """Return the subprotocol that a server chose, or None if it chose none that was offered."""
-    chosen = parse_subprotocols(value for name, value in headers if name in codes.CHOICE_HEADERS)
+    chosen = parse_subprotocols(
+        (value for name, value in headers if name in codes.CHOICE_HEADERS), tokens=tokens
+    )
     return chosen[0] if len(chosen) == 1 and chosen[0] in offered else None
 
 

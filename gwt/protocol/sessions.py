@@ -147,19 +147,20 @@ class Sessions(Streams):
             # RFC 9220 3 wants 501 for an unknown :protocol; nothing else is served yet either.
             self._respond(stream_id, 501, ended=ended)
             return
-        request = requests.parse_request(stream_id, headers)
-        if isinstance(request, str):
-            self._malformed(stream_id, ended)
-            return
         draft = codes.session_draft(
             dict(headers)[b":protocol"],
             codes.DRAFT02_REQUEST in headers,
             self._peer_settings,
         )
+        request = requests.parse_request(stream_id, headers, draft)
+        if isinstance(request, str):
+            self._malformed(stream_id, ended)
+            return
         if self._live_sessions() >= self._max_sessions(draft):
             self._refuse_request(stream_id, codes.H3_REQUEST_REJECTED, ended)
             return
-        self._add_session(stream_id, draft)
+        session = self._add_session(stream_id, draft)
+        session.choice_header = requests.choice_header(draft, headers)
         self._events.append(request)
 
     def _malformed(self, stream_id: int, ended: bool) -> None:
@@ -215,7 +216,7 @@ class Sessions(Streams):
             # A session that we cannot end in order is none.
             self._session_lost(session, stopped)
             return
-        chosen = requests.chosen_subprotocol(headers, session.offered)
+        chosen = requests.chosen_subprotocol(headers, session.offered, tokens=session.draft.tokens)
         self._events.append(events.SessionAccepted(stream_id, chosen, headers))
         self._open(session)
 

@@ -131,7 +131,9 @@ class WebTransport(Incoming):
         session = self.sessions.get(session_id)
         if session is None or session.phase is not SessionPhase.CONNECTING or self._h3 is None:
             return False
-        response = requests.build_response(session.draft, subprotocol=subprotocol, headers=headers)
+        response = requests.build_response(
+            session.draft, subprotocol=subprotocol, headers=headers, choice=session.choice_header
+        )
         self._h3.send_headers(session_id, response)
         self._open(session)
         return True

@@ -197,3 +197,33 @@ def test_headers_are_lowered_stripped_and_encoded():
 def test_decoded_headers_of_one_name_are_joined():
     headers = [(b"a", b"1"), (b"b", b"\xe4"), (b"a", b"2")]
     assert requests.decode_headers(headers) == {"a": "1, 2", "b": "ä"}
+
+
+@pytest.mark.parametrize("number", BY_NUMBER)
+def test_tokens_are_an_offer_up_to_draft_12_only(number):
+    draft = BY_NUMBER[number]
+    offers = [(b"wt-available-protocols", b"a, b")]
+    event = requests.parse_request(0, [*GOOD.items(), *offers], draft)
+    assert event.subprotocols == (("a", "b") if number < 13 else ())
+    chosen = [(b"wt-protocol", b"a")]
+    found = requests.chosen_subprotocol(chosen, ["a"], tokens=draft.tokens)
+    assert found == ("a" if number < 13 else None)
+    mixed = [(b"wt-available-protocols", b'"a", b')]
+    event = requests.parse_request(0, [*GOOD.items(), *mixed], draft)
+    assert event.subprotocols == (("a", "b") if number < 13 else ())
+
+
+def test_an_offer_under_the_name_of_draft_09_is_answered_under_its_name_and_in_its_form():
+    draft = BY_NUMBER[12]
+    offer = [(b"webtransport-subprotocols-available", b"a, b")]
+    choice = requests.choice_header(draft, offer)
+    response = requests.build_response(draft, subprotocol="b", choice=choice)
+    assert (b"webtransport-subprotocol", b"b") in response
+    both = [*offer, (b"wt-available-protocols", b"a, b")]
+    assert requests.choice_header(draft, both) == b"wt-protocol"
+    assert requests.choice_header(draft, []) == b"wt-protocol"
+
+
+def test_a_name_that_is_no_token_is_quoted_even_where_tokens_are_the_form():
+    response = requests.build_response(BY_NUMBER[12], subprotocol="b c")
+    assert (b"wt-protocol", b'"b c"') in response

@@ -306,7 +306,7 @@ def test_trailers_are_ignored_and_malformed_ones_end_the_session():
 
 
 @pytest.mark.parametrize("name", [b"wt-protocol", b"webtransport-subprotocol"])
-@pytest.mark.parametrize("value, chosen", [(b'"b"', "b"), (b"b", "b"), (b'"z"', None)])
+@pytest.mark.parametrize("value, chosen", [(b'"b"', "b"), (b"b", None), (b'"z"', None)])
 def test_subprotocol_is_the_one_that_the_server_chose(name, value, chosen):
     peer = raw.client()
     session_id = peer.protocol.open_session("example.test", "/", subprotocols=["a", "b"])
