@@ -444,8 +444,7 @@ class Quic:
 
     def outlast(self, until: float) -> None:
         """Let an idle timeout come no sooner than `until`, and ask for a sign of life."""
-        if not self.closed and (self._quic._close_at or until) < until:
-            self._quic._close_at = until
+        if not self.closed and self._quic.outlast(until):
             self.ping()
 
     @property

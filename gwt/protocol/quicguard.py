@@ -144,6 +144,15 @@ class Guard(QuicConnection):
                 QuicErrorCode.PROTOCOL_VIOLATION, frame_type, "A packet that was never sent"
             )
 
+    def outlast(self, until: float) -> bool:
+        """Let the idle timeout come no sooner than `until`; returns whether it would have."""
+        if self._close_at is None or self._close_at >= until:
+            return False
+        self._close_at = until
+        # Or what is sent next would begin the whole timeout anew (RFC 9000 10.1).
+        self._ack_eliciting_sent_since_receipt = True
+        return True
+
     def _forget_acknowledgements(self) -> None:
         """
         Forget old packets that held nothing but acknowledgements.
