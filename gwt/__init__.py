@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from .errors import (
         CertificateError,
         ClientError,
+        CloseFrame,
         ConcurrencyError,
         ConfigError,
         ConfigurationError,
@@ -60,6 +61,7 @@ if TYPE_CHECKING:
         WebTransportSendStream,
         WebTransportStream,
     )
+    from .websocket import WebSocket
 
 __version__ = VERSION
 
@@ -70,6 +72,7 @@ _HOMES = {
     "errors": [
         "CertificateError",
         "ClientError",
+        "CloseFrame",
         "ConcurrencyError",
         "ConfigError",
         "ConfigurationError",
@@ -111,6 +114,7 @@ _HOMES = {
         "WebTransportSendStream",
         "WebTransportStream",
     ],
+    "websocket": ["WebSocket"],
 }
 _HOME = {name: module for module, names in _HOMES.items() for name in names}
 
@@ -120,6 +124,7 @@ __all__ = [
     "ClientConfig",
     "ClientError",
     "ClientStats",
+    "CloseFrame",
     "ConcurrencyError",
     "ConfigError",
     "ConfigurationError",
@@ -152,6 +157,7 @@ __all__ = [
     "TooManySessions",
     "TooManyStreams",
     "UnknownOption",
+    "WebSocket",
     "WebSocketClosed",
     "WebSocketClosedError",
     "WebSocketClosedOK",

@@ -23,6 +23,8 @@ __all__ = ["KIB", "MIB", "ClientConfig", "ServerConfig", "TransportConfig"]
 KIB = 1024
 MIB = 1024 * KIB
 
+_CLOSE_TIMEOUT = 5.0
+
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class TransportConfig:
@@ -33,8 +35,11 @@ class TransportConfig:
     idle_timeout: float = 30.0
     """Silence after which QUIC gives a connection up. Browsers use 30 s; the smaller side wins."""
 
-    close_timeout: float = 5.0
-    """How long close() waits for what was written to be acknowledged."""
+    close_timeout: float = _CLOSE_TIMEOUT
+    """
+    How long close() waits for what was written to be acknowledged. For a WebSocket 10 s unless
+    another value is given.
+    """
 
     stream_creation_timeout: float = 10.0
     """How long create_*_stream() waits for the peer's credit."""
@@ -115,6 +120,20 @@ class TransportConfig:
     max_field_section_size: int = 16 * KIB
     """The largest header block accepted."""
 
+    # WebSocket
+
+    max_size: int | None = 1 * MIB
+    """Bytes of the largest message that is received, inflated; None: any. Beyond it: 1009."""
+
+    max_queue: int | None = 16
+    """Messages that wait for recv(); then the socket is not read. None: any number."""
+
+    ping_interval: float | None = 20.0
+    """Seconds between two pings of a WebSocket; None: none are sent."""
+
+    ping_timeout: float | None = 20.0
+    """Seconds that a pong may take, while the socket is read; None: any time."""
+
     # QUIC
 
     max_udp_payload: int = 1200
@@ -144,8 +163,12 @@ class TransportConfig:
                 "keep_alive_interval",
                 "pending_timeout",
                 "datagram_max_age",
+                "ping_interval",
+                "ping_timeout",
             ),
             at_least={
+                "max_size": 1,
+                "max_queue": 1,
                 "initial_stream_window": 1024,
                 "stream_window": 1024,
                 "session_window": 0,
@@ -165,13 +188,18 @@ class TransportConfig:
                 "max_udp_payload": 1200,
                 "socket_buffer": 1024,
             },
-            optional=("max_streams",),
+            optional=("max_streams", "max_size", "max_queue", "ping_interval", "ping_timeout"),
         )
         if self.max_udp_payload > 16000:
             # Above 16383 bytes aioquic writes a frame's length wrongly; below 1200 is no QUIC.
             raise bad("max_udp_payload", self.max_udp_payload, "from 1200 to 16000")
         if self.congestion_control not in ("reno", "cubic"):
             raise bad("congestion_control", self.congestion_control, '"reno" or "cubic"')
+
+    @property
+    def websocket_close_timeout(self) -> float:
+        """How long a WebSocket waits for the peer's close frame: 10 s, or a given close_timeout."""
+        return 10.0 if self.close_timeout == _CLOSE_TIMEOUT else self.close_timeout
 
     @classmethod
     def aliases(cls) -> Aliases:
@@ -266,6 +294,15 @@ class ServerConfig(TransportConfig):
     subprotocols: Sequence[str] = ()
     """Application protocols offered, best first."""
 
+    compression: Any = None
+    """"deflate" where a client offers it, or a Compression; None: WebSockets are not compressed."""
+
+    request_timeout: float = 10.0
+    """How long the header of an HTTP/1.1 request, and TLS before it, may take."""
+
+    http_keep_alive_timeout: float = 15.0
+    """How long an HTTP/1.1 connection may be idle between two requests."""
+
     reuse_port: bool = False
     """Set SO_REUSEPORT. Off, so that a second server on a port is an error."""
 
@@ -278,6 +315,8 @@ class ServerConfig(TransportConfig):
                 "stop_timeout",
                 "handshake_timeout",
                 "unused_timeout",
+                "request_timeout",
+                "http_keep_alive_timeout",
                 "connection_idle_check_interval",
             ),
             at_least={
@@ -290,6 +329,7 @@ class ServerConfig(TransportConfig):
         )
         if self.retry not in ("off", "on", "auto"):
             raise bad("retry", self.retry, '"off", "on" or "auto"')
+        _check_compression(self.compression)
         origins = [self.origins] if isinstance(self.origins, str) else self.origins
         check_texts("origins", origins)
         check_texts("subprotocols", self.subprotocols)
@@ -326,6 +366,9 @@ class ClientConfig(TransportConfig):
 
     subprotocols: Sequence[str] = ()
     """Application protocols offered, best first."""
+
+    compression: Any = "deflate"
+    """What a WebSocket offers: "deflate", a Compression, or None."""
 
     verify: bool = True
     """Whether the server's certificate and its host name are verified."""
@@ -385,6 +428,7 @@ class ClientConfig(TransportConfig):
             value = getattr(self, name)
             if value is not None:
                 check_texts(name, [value])
+        _check_compression(self.compression)
         if not isinstance(self.verify, bool):
             raise bad("verify", self.verify, "True or False")
 
@@ -411,6 +455,11 @@ def certificate_hash(value: str | bytes) -> bytes:
             value=value,
         )
     return digest
+
+
+def _check_compression(value: Any) -> None:
+    if isinstance(value, bool) or (isinstance(value, str) and value != "deflate"):
+        raise bad("compression", value, '"deflate", a Compression, or None')
 
 
 def _verify_mode(value: Any) -> bool:

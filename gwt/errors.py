@@ -41,11 +41,12 @@ from __future__ import annotations
 import builtins
 import copy
 from collections.abc import Iterable, Mapping
-from typing import Any, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 __all__ = [
     "CertificateError",
     "ClientError",
+    "CloseFrame",
     "ConcurrencyError",
     "ConfigError",
     "ConfigurationError",
@@ -194,6 +195,8 @@ class SessionRejected(HandshakeError):
         )
         self.status = status
         self.headers = dict(headers or {})
+        # The beginning of the answer's body, where there was one.
+        self.body = b""
 
 
 class RequirementsNotMet(HandshakeError):
@@ -277,19 +280,64 @@ class IncompleteRead(StreamError, EOFError):
         )
 
 
+class CloseFrame(NamedTuple):
+    """What a close frame says; 1005 stands for one without a code."""
+
+    code: int
+    reason: str
+
+
 class WebSocketClosed(GwtError, OSError):
-    """The WebSocket is closed; ``rcvd`` and ``sent`` tell which side sent a close frame."""
+    """
+    The WebSocket is closed. ``rcvd`` and ``sent`` are the CloseFrame that came and that went.
+
+    ``code`` and ``reason`` are the peer's, else those with which we gave it up, else 1006.
+    """
 
     def __init__(
-        self, code: int = 1006, reason: str = "", rcvd: bool = False, sent: bool = False
+        self,
+        code: int = 1006,
+        reason: str = "",
+        rcvd: CloseFrame | bool | None = False,
+        sent: CloseFrame | bool | None = False,
+        *,
+        remote: bool | None = None,
     ) -> None:
         self.code = code
         self.reason = reason
         self.rcvd = rcvd
         self.sent = sent
-        who = "by the peer" if rcvd else "locally" if sent else "without a close frame"
+        # Who began, where both sent one.
+        self.remote = bool(rcvd) if remote is None else remote
+        who = _who(self.remote) if rcvd or sent else "without a close frame"
         because = f": {reason}" if reason else ""
         super().__init__(f"The WebSocket was closed {who} {_code(code)}{because}.")
+
+    @staticmethod
+    def of(
+        rcvd: tuple[int, str] | None, sent: tuple[int, str] | None, *, remote: bool = True
+    ) -> WebSocketClosed:
+        """Return the error for an end with these close frames; `remote`: the peer's was first."""
+        code, reason = rcvd or sent or (1006, "")
+        if rcvd is None and code in _GOOD_CODES:
+            # Asked for, but the peer never agreed.
+            code, reason = 1006, "no close frame came back"
+        good = rcvd is not None and sent is not None and code in _GOOD_CODES
+        return (WebSocketClosedOK if good else WebSocketClosedError)(
+            code,
+            reason,
+            CloseFrame(*rcvd) if rcvd is not None else None,
+            CloseFrame(*sent) if sent is not None else None,
+            remote=remote and rcvd is not None,
+        )
+
+    def again(self) -> WebSocketClosed:
+        """Return a copy to raise: each greenlet's has a traceback of its own."""
+        return copy.copy(self)
+
+
+# Normal, going away, and no code at all.
+_GOOD_CODES = (1000, 1001, 1005)
 
 
 class WebSocketClosedOK(WebSocketClosed):

@@ -1,14 +1,14 @@
 """
-The states of connections and sessions: where each is in its life.
+The states of connections, sessions and WebSockets: where each is in its life.
 
-Names only; what changes a state stands in connection.py and session.py.
+Names only; what changes a state stands in connection.py, session.py and websocket.py.
 """
 
 from __future__ import annotations
 
 from enum import Enum
 
-__all__ = ["ConnectionState", "SessionState"]
+__all__ = ["ConnectionState", "SessionState", "WebSocketState"]
 
 
 class ConnectionState(Enum):
@@ -25,5 +25,13 @@ class SessionState(Enum):
     CONNECTING = "connecting"
     CONNECTED = "connected"
     DRAINING = "draining"
+    CLOSING = "closing"
+    CLOSED = "closed"
+
+
+class WebSocketState(Enum):
+    """Where a WebSocket is in its life."""
+
+    OPEN = "open"
     CLOSING = "closing"
     CLOSED = "closed"

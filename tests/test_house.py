@@ -44,6 +44,8 @@ FLOORS = {
     "gwt.tracing": 3,
     "gwt.request": 3,
     "gwt.websocket": 3,
+    "gwt.websocket_common": 3,
+    "gwt.websocket_driver": 3,
     "gwt.certificates": 3,
     "gwt.server": 4,
     "gwt.client": 4,

@@ -8,7 +8,6 @@ failure has a stage: resolve, connect, tls, http3, webtransport. The way to a co
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, field
 from types import TracebackType
 from typing import Any, Self
@@ -27,23 +26,28 @@ from ..stream_common import CONFIGURED
 from ..version import VERSION
 from .dial import Progress, dial
 from .sockets import ClientHub
-from .target import Target, parse_url
+from .target import Headers, Target, pairs, parse_url
+from .websocket import connect_websocket
 
 __all__ = ["ClientStats", "WebTransportClient", "connect"]
 
-Headers = Mapping[str, str] | Iterable[tuple[str, str]]
 
-
-def connect(url: str, *, config: ClientConfig | None = None, **options: Any) -> WebTransportSession:
+def connect(url: str, *, config: ClientConfig | None = None, **options: Any) -> Any:
     """
-    Connect to a WebTransport server and return the session.
+    Connect, and return a WebTransportSession for https://, a WebSocket for ws:// and wss://.
 
     Waits until the server has accepted it, at most `timeout` (10 seconds unless given) in all.
-    Options are the fields of ClientConfig. Raises SessionRejected with the HTTP status,
+    Options are the fields of ClientConfig; for a WebSocket also `sock`, a connected socket, and
+    `ssl`, a gevent.ssl.SSLContext. Raises SessionRejected with the HTTP status,
     CertificateError, RequirementsNotMet, HandshakeError with its stage, ConfigError, or
     TimeoutError, which says what was being waited for.
     """
-    config = (config or ClientConfig()).update(**options)
+    if isinstance(url, str) and url[:4].lower().startswith(("ws:", "wss:")):
+        return connect_websocket(url, config=config, **options)
+    return _connect_session(url, (config or ClientConfig()).update(**options))
+
+
+def _connect_session(url: str, config: ClientConfig) -> WebTransportSession:
     return _Connecting(parse_url(url), config).run()
 
 
@@ -152,7 +156,7 @@ class _Connecting:
 
 def _request_headers(config: ClientConfig) -> list[tuple[bytes, bytes]]:
     try:
-        items = _pairs(config.headers)
+        items = pairs(config.headers)
         if not any(name.lower() == "user-agent" for name, _ in items):
             items.append(("user-agent", config.user_agent or f"gwt/{VERSION}"))
         return requests.encode_headers(items)
@@ -253,16 +257,16 @@ class WebTransportClient:
         """
         if self._is_closed:
             raise ClientError("The client is closed.", target_url=url)
-        merged = {name.lower(): value for name, value in _pairs(self._config.headers)}
+        merged = {name.lower(): value for name, value in pairs(self._config.headers)}
         merged.update(self._default_headers)
-        merged.update((name.lower(), value) for name, value in _pairs(headers or {}))
+        merged.update((name.lower(), value) for name, value in pairs(headers or {}))
         config = self._config.update(headers=merged)
         if timeout is not CONFIGURED:
             config = config.update(connect_timeout=timeout)
         self._stats.connections_attempted += 1
         began = time.monotonic()
         try:
-            session = connect(url, config=config)
+            session = _connect_session(url, config)
         except (GwtError, OSError) as exc:
             self._stats.connections_failed += 1
             raise ClientError(f"Connecting to {url} failed: {exc}", target_url=url) from exc
@@ -293,7 +297,7 @@ class WebTransportClient:
 
     def set_default_headers(self, headers: Headers) -> None:
         """Send these headers with every connect() from now on."""
-        self._default_headers = {name.lower(): value for name, value in _pairs(headers)}
+        self._default_headers = {name.lower(): value for name, value in pairs(headers)}
 
     def debug_state(self) -> dict[str, Any]:
         """Return a snapshot of the client: its state, its configuration, its statistics."""
@@ -327,7 +331,3 @@ class WebTransportClient:
         self, kind: type[BaseException] | None, exc: BaseException | None, tb: TracebackType | None
     ) -> None:
         self.close()
-
-
-def _pairs(headers: Headers) -> list[tuple[str, str]]:
-    return list(headers.items() if isinstance(headers, Mapping) else headers)

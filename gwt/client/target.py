@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import ipaddress
 import socket as _stdlib_socket
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 from urllib.parse import quote, urlsplit
@@ -18,29 +19,36 @@ import gevent.socket
 from ..errors import ConfigError, HandshakeError
 from ..net.waiting import Deadline, Signal
 
-__all__ = ["Lookup", "Target", "parse_url", "resolve"]
+__all__ = ["Headers", "Lookup", "Target", "pairs", "parse_url", "resolve"]
+
+Headers = Mapping[str, str] | Iterable[tuple[str, str]]
 
 # What may stand in a path and a query as it is; the rest is percent-encoded.
+_WEBTRANSPORT = {"https": 443}
 _PATH_SAFE = "/:@!$&'()*+,;=~-._%"
 
 
 @dataclass(frozen=True, slots=True)
 class Target:
-    """A URL, taken apart for a CONNECT request."""
+    """A URL, taken apart for a request."""
 
     url: str
     # A name, or an address without brackets; `zone` is the interface of a link-local one.
     host: str
     zone: str
     port: int
-    # Host and, unless it is 443, port: the request's :authority.
+    # Host and, unless it is the scheme's, port: the request's :authority.
     authority: str
     # With the query.
     path: str
 
 
-def parse_url(url: str) -> Target:
-    """Take an https URL apart; raises ConfigError that says what is wrong with it."""
+def parse_url(url: str, schemes: Mapping[str, int] = _WEBTRANSPORT) -> Target:
+    """
+    Take a URL apart; raises ConfigError that says what is wrong with it.
+
+    `schemes` are those that are taken, with their default ports.
+    """
 
     def wrong(why: str) -> ConfigError:
         return ConfigError(f"{url!r} is not a URL to connect to: {why}.", field="url", value=url)
@@ -52,8 +60,9 @@ def parse_url(url: str) -> Target:
         host, port = split.hostname, split.port
     except ValueError as exc:
         raise wrong(str(exc)) from None
-    if split.scheme != "https":
-        raise wrong('WebTransport needs "https://"')
+    if split.scheme not in schemes:
+        raise wrong(" or ".join(f'"{each}://"' for each in schemes) + " is needed")
+    default = schemes[split.scheme]
     if not host:
         raise wrong("it has no host")
     if split.username is not None:
@@ -66,13 +75,13 @@ def parse_url(url: str) -> Target:
         host, zone = _host(host)
     except ValueError as exc:
         raise wrong(str(exc)) from None
-    port = 443 if port is None else port
+    port = default if port is None else port
     # RFC 6874 3: a zone means something on this machine only, so that no server hears of it.
     shown = f"[{host}]" if ":" in host else host
     path = quote(split.path or "/", safe=_PATH_SAFE)
     if split.query:
         path += "?" + quote(split.query, safe=_PATH_SAFE + "?")
-    return Target(url, host, zone, port, shown if port == 443 else f"{shown}:{port}", path)
+    return Target(url, host, zone, port, shown if port == default else f"{shown}:{port}", path)
 
 
 def _host(text: str) -> tuple[str, str]:
@@ -170,3 +179,8 @@ def _addresses(host: str, port: int) -> list[tuple[int, Any]]:
     if not found:
         raise OSError("it has no address")
     return list(dict.fromkeys((int(family), address) for family, *_, address in found))
+
+
+def pairs(headers: Headers) -> list[tuple[str, str]]:
+    """Return headers, however they were given, as a list."""
+    return list(headers.items() if isinstance(headers, Mapping) else headers)

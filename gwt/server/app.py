@@ -39,6 +39,19 @@ _ROUTE_OPTIONS = frozenset(
         "subprotocols",
     )
 )
+_WEBSOCKET_OPTIONS = frozenset(
+    (
+        "allowed_hosts",
+        "close_timeout",
+        "compression",
+        "max_queue",
+        "max_size",
+        "origins",
+        "ping_interval",
+        "ping_timeout",
+        "subprotocols",
+    )
+)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -56,7 +69,7 @@ class Route:
 
 class App:
     """
-    Routes for WebTransport, middleware, and optionally a WSGI application for all else.
+    Routes for WebTransport and WebSocket, middleware, and a WSGI application for all else, or none.
 
     Paths are Werkzeug's rules: ``/chat/<room>``, ``<int:n>``, ``<path:rest>``.
     """
@@ -68,11 +81,14 @@ class App:
         self._shutdown: list[Callable[[], object]] = []
 
         # Slashes are taken as they are: a session cannot be redirected.
-        self._map = Map(strict_slashes=False, merge_slashes=False)
-        self._webtransport = self._map.bind("")
+        self._maps = {
+            protocol: Map(strict_slashes=False, merge_slashes=False)
+            for protocol in ("webtransport", "websocket")
+        }
+        self._paths = {protocol: paths.bind("") for protocol, paths in self._maps.items()}
 
     def __repr__(self) -> str:
-        routes = sum(1 for _ in self._map.iter_rules())
+        routes = sum(1 for paths in self._maps.values() for _ in paths.iter_rules())
         return f"<App routes={routes} wsgi={self.wsgi is not None}>"
 
     def webtransport(self, path: str, **options: Any) -> Callable[[Handler], Handler]:
@@ -84,12 +100,30 @@ class App:
         closes the
         session with code 0, raising with 1011. Raises ConfigError for a bad path or option.
         """
+        return self._register("webtransport", path, options, _ROUTE_OPTIONS)
+
+    def websocket(self, path: str, **options: Any) -> Callable[[Handler], Handler]:
+        """
+        Decorate ``handler(ws, **params)``, which runs in a greenlet for each WebSocket.
+
+        `options` are fields of ServerConfig that hold for this path: origins, allowed_hosts,
+        subprotocols, compression, max_size, max_queue, ping_interval, ping_timeout, close_timeout.
+        Returning closes the WebSocket with 1000, raising with 1011. Raises ConfigError for a bad
+        path or option.
+        """
+        return self._register("websocket", path, options, _WEBSOCKET_OPTIONS)
+
+    def _register(
+        self, protocol: str, path: str, options: dict[str, Any], allowed: frozenset[str]
+    ) -> Callable[[Handler], Handler]:
         # Say now, not at the first request, what is wrong with them.
         ServerConfig().update(**options)
         for name, value in options.items():
-            if name not in _ROUTE_OPTIONS:
+            if name not in allowed:
                 raise ConfigError(
-                    f"{name} rules the whole server, not one path.", field=name, value=value
+                    f"{name} rules the whole server, not one path of {protocol}.",
+                    field=name,
+                    value=value,
                 )
         if not isinstance(path, str):
             raise ConfigError(f"A path must be text, not {path!r}.", field="path", value=path)
@@ -97,7 +131,7 @@ class App:
         def register(handler: Handler) -> Handler:
             route = Route(path, handler, options)
             try:
-                self._map.add(Rule(path, endpoint=route))
+                self._maps[protocol].add(Rule(path, endpoint=route))
             except (ValueError, LookupError, TypeError) as exc:
                 raise ConfigError(
                     f"{path!r} is not a path for a route: {exc}", field="path", value=path
@@ -138,7 +172,7 @@ class App:
     def match(self, request: Request) -> tuple[Route, dict[str, Any]]:
         """Return who handles a request, and the path's parameters; raises Reject(404)."""
         try:
-            route, params = self._webtransport.match(request.path, method="GET")
+            route, params = self._paths[request.protocol].match(request.path, method="GET")
         except HTTPException:
             raise Reject(404) from None
         return route, dict(params)

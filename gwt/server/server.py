@@ -1,8 +1,9 @@
 """
 Server: TCP and UDP on one port under one lifecycle, and a greenlet for each session.
 
-TCP is gevent.pywsgi's; UDP is listener.py's. Sessions come in by `_session_requested` in the
-quiet zone, which only counts and spawns; everything that may wait runs in the handler's greenlet.
+TCP is gevent.pywsgi's, with WebSockets by upgrade.py; UDP is listener.py's. Sessions come in by
+`_session_requested` in the quiet zone, which only counts and spawns; everything that may wait runs
+in the handler's greenlet.
 """
 
 from __future__ import annotations
@@ -36,6 +37,7 @@ from .app import App, Route
 from .binding import Bound, bind_both, parse_bind
 from .listener import QuicListener
 from .tcp import HttpListener
+from .upgrade import Door
 
 __all__ = ["Server", "serve"]
 
@@ -58,8 +60,8 @@ class Server:
     """
     Serve an App, or a WSGI application, at ``bind`` ("host:port"; port 0 picks one).
 
-    TCP carries HTTP/1.1 and UDP carries HTTP/3 with WebTransport, on the same port. Options are
-    the fields of ServerConfig. As a context manager it starts and stops.
+    TCP carries HTTP/1.1 and WebSocket, and UDP carries HTTP/3 with WebTransport, on the same port.
+    Options are the fields of ServerConfig. As a context manager it starts and stops.
     """
 
     def __init__(
@@ -87,6 +89,7 @@ class Server:
         self._handlers = Group()
         self._udp: QuicListener | None = None
         self._tcp: HttpListener | None = None
+        self._door: Door | None = None
         self._bound: Bound | None = None
         self._started = self._stopping = False
         self._stopped = Signal()
@@ -161,7 +164,8 @@ class Server:
                     self._session_requested,
                 )
                 self._udp.start()
-            self._tcp = HttpListener(self._bound.tcp, self.app, config)
+            self._door = Door(self.app, config, self.connections, self._handlers, self.counters)
+            self._tcp = HttpListener(self._bound.tcp, self.app, config, self._door)
             self._tcp.start()
         except BaseException:
             self._close_sockets()
@@ -208,10 +212,12 @@ class Server:
                     self._stopped.notify()
 
     def _wind_down(self, deadline: Deadline) -> None:
-        if self._tcp is not None:
-            self._tcp.stop()
+        if self._door is not None:
+            self._door.close_all()
         if self._udp is not None:
             self._udp.refuse_newcomers()
+        if self._tcp is not None:
+            self._tcp.stop()
         parting = {session.connection for session in self.sessions}
         self._drain_sessions(deadline)
         self._handlers.kill(block=True, timeout=1.0)

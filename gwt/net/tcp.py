@@ -1,0 +1,341 @@
+"""
+TcpConnection: one TCP or TLS connection, read and written without waiting, by watchers of the hub.
+
+A persistent watcher reads; no greenlet does. Everything here is the quiet zone: nothing waits,
+switches greenlets or runs user code, and what the network does wrong is told to the receiver, once.
+What the bytes mean is the receiver's affair. How long a writer waits is it, too: `queued` says how
+much the network has not taken yet.
+"""
+
+from __future__ import annotations
+
+import socket as _stdlib_socket
+import ssl as _stdlib_ssl
+from collections import deque
+from collections.abc import Sequence
+from contextlib import suppress
+from typing import Any, Protocol
+
+from gevent.hub import get_hub
+
+from .timers import Timer, now
+from .udpsocket import shown
+
+__all__ = ["TcpConnection", "TcpReceiver"]
+
+# What one wake-up reads at most. A TLS record, which is what one read returns there, has 16 KiB, so
+# that with room for one nothing is ever left in OpenSSL, where no watcher would see it.
+_READ = 64 * 1024
+_RECORD = 16 * 1024
+
+# What one wake-up writes at most, so that a fast reader keeps nobody else waiting.
+_WRITE = 1024 * 1024
+
+# Pieces up to this size together are sent by one system call.
+_JOIN = 64 * 1024
+
+# How long a closed connection waits for the peer's end. Closing a socket with unread bytes in it
+# resets the connection, and what we sent last may not arrive.
+_LINGER = 1.0
+
+_WAITS = (BlockingIOError, InterruptedError, _stdlib_ssl.SSLWantReadError)
+_READ_EVENT, _WRITE_EVENT = 1, 2
+
+
+class TcpReceiver(Protocol):
+    """Who is told what happens; none of it may wait, switch or raise."""
+
+    def data_received(self, data: bytes) -> None:
+        """Bytes came."""
+
+    def connection_ended(self, error: OSError | None) -> None:
+        """Nothing more will come: the peer has ended (None), or the connection is broken. Once."""
+
+    def drained(self) -> None:
+        """Everything that was written has been taken by the network."""
+
+
+class TcpConnection:
+    """
+    A connected gevent socket, plain or TLS, in the hub of this thread; it is ours from now on.
+
+    start() begins to read. After close() or abort() the receiver hears nothing more.
+    """
+
+    __slots__ = (
+        "_closing",
+        "_ended",
+        "_linger",
+        "_loop",
+        "_output",
+        "_paused",
+        "_reader",
+        "_reading",
+        "_receiver",
+        "_sock",
+        "_tls",
+        "_writer",
+        "bytes_received",
+        "local_address",
+        "queued",
+        "remote_address",
+    )
+
+    def __init__(self, sock: Any, receiver: TcpReceiver | None = None) -> None:
+        sock.setblocking(False)
+        with suppress(OSError):
+            # Not for Unix sockets, which have no such thing.
+            sock.setsockopt(_stdlib_socket.IPPROTO_TCP, _stdlib_socket.TCP_NODELAY, 1)
+        self._sock = sock
+        self._tls = hasattr(sock, "pending")
+        self._receiver = receiver
+        self._loop: Any = get_hub().loop
+        self._reader: Any = self._loop.io(sock.fileno(), _READ_EVENT)
+        self._writer: Any = None
+        self._reading = self._paused = self._closing = self._ended = False
+        self._linger: Timer | None = None
+        self._output: deque[memoryview] | None = None
+
+        # Bytes that wait for the socket.
+        self.queued = 0
+
+        # Bytes that were read in all.
+        self.bytes_received = 0
+        self.remote_address = _name(sock.getpeername)
+        self.local_address = _name(sock.getsockname)
+
+    def __repr__(self) -> str:
+        state = "closed" if self._sock is None else "closing" if self._closing else "open"
+        return f"<TcpConnection {state} {self.local_address}-{self.remote_address}>"
+
+    @property
+    def closed(self) -> bool:
+        """Whether the socket is closed."""
+        return self._sock is None
+
+    # Reading
+
+    def start(self, receiver: TcpReceiver | None = None) -> None:
+        """Begin to read, for the receiver."""
+        self._receiver = receiver or self._receiver
+        if self._sock is not None:
+            self._reading = True
+            self._reader.start(self._readable)
+
+    def pause(self) -> None:
+        """Read no more for now. The peer is stopped by TCP's flow control."""
+        # The watcher is stopped when it fires: mostly reading goes on before that.
+        self._paused = True
+
+    def resume(self) -> None:
+        """Read again."""
+        self._paused = False
+        if not self._reading and self._sock is not None and not self._ended:
+            self._reading = True
+            self._reader.start(self._readable)
+
+    def read_waiting(self) -> int:
+        """Read what waits in the socket, at most 64 KiB, unless paused; returns how much it was."""
+        before = self.bytes_received
+        if self._reading and not self._paused:
+            self._readable()
+        return self.bytes_received - before
+
+    def _readable(self) -> None:
+        if self._paused:
+            self._stop_reading()
+            return
+        room = _READ
+        while room > 0 and self._sock is not None and not self._paused and not self._ended:
+            try:
+                data = self._sock.recv(room if not self._tls else max(room, _RECORD))
+            except _WAITS:
+                return
+            except _stdlib_ssl.SSLWantWriteError:
+                # TLS has something of its own to say first.
+                self._watch_writable()
+                return
+            except OSError as exc:
+                self._end(exc)
+                return
+            if not data:
+                self._end(None)
+                return
+            self.bytes_received += len(data)
+            room -= len(data)
+            if self._receiver is not None:
+                self._receiver.data_received(data)
+            if not self._tls:
+                return
+
+    def _stop_reading(self) -> None:
+        if self._reading:
+            self._reading = False
+            self._reader.stop()
+
+    def _end(self, error: OSError | None) -> None:
+        """Nothing more can be read."""
+        self._stop_reading()
+        if self._ended:
+            return
+        self._ended = True
+        if self._closing:
+            if error is not None or not self.queued:
+                self._close()
+            return
+        receiver = self._receiver
+        if error is not None:
+            self._forget_output()
+        if receiver is not None:
+            receiver.connection_ended(error)
+
+    # Writing
+
+    def write(self, pieces: Sequence[bytes]) -> None:
+        """
+        Send bytes, or keep what the socket does not take until it does. Never waits.
+
+        The caller sees to it that `queued` stays bounded. What comes after the end goes nowhere.
+        """
+        if self._sock is None or self._closing or not pieces:
+            return
+        total = sum(map(len, pieces))
+        if len(pieces) > 1 and total <= _JOIN:
+            pieces = (b"".join(pieces),)
+        if self._output is None:
+            self._output = deque()
+        if self.queued:
+            self._output.extend(memoryview(piece) for piece in pieces if piece)
+            self.queued += total
+            return
+        sent = 0
+        for index, piece in enumerate(pieces):
+            sent = self._send(piece)
+            if sent < 0:
+                return
+            if sent < len(piece):
+                self._output.append(memoryview(piece)[sent:])
+                self._output.extend(memoryview(rest) for rest in pieces[index + 1 :] if rest)
+                self.queued = sum(map(len, self._output))
+                self._watch_writable()
+                return
+
+    def _send(self, data: bytes | memoryview) -> int:
+        """Return how much the socket took, or -1 if the connection is broken."""
+        try:
+            return int(self._sock.send(data))
+        except (*_WAITS, _stdlib_ssl.SSLWantWriteError):
+            return 0
+        except OSError as exc:
+            # Told in the hub: the writer's greenlet is inside of its call.
+            self._forget_output()
+            self._loop.run_callback(self._end, exc)
+            return -1
+
+    def _watch_writable(self) -> None:
+        if self._writer is None:
+            self._writer = self._loop.io(self._sock.fileno(), _WRITE_EVENT)
+            self._writer.start(self._writable)
+
+    def _writable(self) -> None:
+        output, room = self._output, _WRITE
+        while output and room > 0:
+            # A TLS write that has to be repeated must be repeated with the same bytes.
+            sent = self._send(output[0])
+            if sent < 0:
+                return
+            self.queued -= sent
+            room -= sent
+            if sent < len(output[0]):
+                output[0] = output[0][sent:]
+                if not sent:
+                    return
+            else:
+                output.popleft()
+        if output:
+            return
+        self._forget_output()
+        if self._tls and self._reading and not self._closing:
+            # TLS may have waited for this to read on.
+            self._readable()
+        if self._closing:
+            self._shut_down()
+        elif self._receiver is not None:
+            self._receiver.drained()
+
+    def _forget_output(self) -> None:
+        self._output = None
+        self.queued = 0
+        writer, self._writer = self._writer, None
+        if writer is not None:
+            writer.stop()
+            # libuv aborts the process if a watcher is closed in its own callback.
+            self._loop.run_callback(writer.close)
+
+    # The end
+
+    def close(self) -> None:
+        """
+        Send what is queued, then end; returns at once. Everything that still comes is discarded.
+
+        The socket is closed when the peer has ended too, at most a second later.
+        """
+        if self._closing or self._sock is None:
+            return
+        self._closing = True
+        self._receiver = None
+        self._linger = Timer(self._close)
+        self._linger.arm(now() + _LINGER)
+        self.resume()
+        if not self.queued:
+            self._shut_down()
+
+    def _shut_down(self) -> None:
+        if self._sock is None:
+            return
+        if self._ended:
+            self._close()
+            return
+        try:
+            if self._tls:
+                # close_notify goes out by this; the peer's is not waited for.
+                with suppress(OSError, ValueError):
+                    self._sock.unwrap()
+            self._sock.shutdown(_stdlib_socket.SHUT_WR)
+        except OSError:
+            self._close()
+
+    def abort(self) -> None:
+        """Close the socket at once; what was not sent is lost."""
+        self._closing = True
+        self._receiver = None
+        self._close()
+
+    def _close(self) -> None:
+        sock, self._sock = self._sock, None
+        if sock is None:
+            return
+        self._closing = self._ended = True
+        self._receiver = None
+        self._stop_reading()
+        self._forget_output()
+        if self._linger is not None:
+            self._linger.close()
+        reader, self._reader = self._reader, None
+        # Not in its own callback, and the descriptor not before its watchers.
+        self._loop.run_callback(_dispose, reader, sock)
+
+
+def _dispose(watcher: Any, sock: Any) -> None:
+    watcher.close()
+    with suppress(OSError):
+        sock.close()
+
+
+def _name(question: Any) -> Any:
+    """Return a socket's address as (host, port), or what a Unix socket has."""
+    try:
+        address = question()
+    except OSError:
+        return None
+    return shown(address) if isinstance(address, tuple) else address

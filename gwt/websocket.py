@@ -1,0 +1,419 @@
+"""
+WebSocket: messages over one TCP or TLS connection, for servers and clients alike.
+
+What a user calls stands here: it goes straight down to the protocol, and waits on a Signal. The
+quiet zone, in which pings, pongs and closes are handled although nobody is in recv(), is
+websocket_driver.py. How a WebSocket comes about is the affair of server/upgrade.py and
+client/websocket.py.
+"""
+
+from __future__ import annotations
+
+import itertools
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from types import TracebackType
+from typing import Any, Self
+
+from .errors import WebSocketClosed, WebSocketClosedOK
+from .net.tcp import TcpConnection
+from .net.waiting import Deadline, ReadGuard, native_thread
+from .protocol.websocket import WebSocketProtocol
+from .protocol.wsevents import Fragment, Message
+from .request import Request
+from .states import WebSocketState
+from .websocket_common import Acknowledgement, closing_error, old_environ
+from .websocket_driver import Driver
+
+__all__ = ["WebSocket"]
+
+Data = str | bytes | bytearray | memoryview
+
+# Bytes that wait for the socket above which a writer waits.
+_HIGH_WATER = 64 * 1024
+
+_ids = itertools.count(1)
+
+
+class WebSocket(Driver):
+    """
+    One WebSocket. recv() and iteration give its messages, send() sends one.
+
+    One greenlet may receive; any number may send, and their messages never interleave. Every
+    blocked call is woken by the end with WebSocketClosedOK or WebSocketClosedError. Belongs to the
+    hub that made it: from another thread its methods raise RuntimeError.
+    """
+
+    __slots__ = (
+        "__weakref__",
+        "_fragmenting",
+        "_reading",
+        "_thread",
+        "id",
+        "local_address",
+        "remote_address",
+        "request",
+        "subprotocol",
+    )
+
+    def __init__(
+        self,
+        connection: TcpConnection,
+        protocol: WebSocketProtocol,
+        request: Request,
+        *,
+        max_queue: int | None = 16,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        super().__init__(connection, protocol, max_queue=max_queue, clock=clock)
+        self.id = f"websocket-{next(_ids)}"
+        self.request = request
+        self.subprotocol: str | None = protocol.subprotocol
+        self.remote_address = connection.remote_address
+        self.local_address = connection.local_address
+        self._thread = native_thread()
+        self._reading = ReadGuard("WebSocket")
+
+        # Whether a message in fragments is being sent.
+        self._fragmenting = False
+
+    def __repr__(self) -> str:
+        return f"<WebSocket {self.id} {self.state.value} {self.path} {self.remote_address}>"
+
+    # What users may ask
+
+    @property
+    def state(self) -> WebSocketState:
+        """Where the WebSocket is in its life: open, closing, or closed."""
+        if self._error is not None:
+            return WebSocketState.CLOSED
+        return WebSocketState.OPEN if self._protocol.state == "open" else WebSocketState.CLOSING
+
+    @property
+    def closed(self) -> bool:
+        """Whether it has ended; what arrived before can still be received."""
+        return self._error is not None
+
+    is_closed = terminated = closed
+
+    @property
+    def close_code(self) -> int | None:
+        """The code it was closed with, 1006 if the connection broke; None while it is not."""
+        return None if self._error is None else self._error.code
+
+    @property
+    def close_reason(self) -> str | None:
+        """The reason it was closed with; None while it is not."""
+        return None if self._error is None else self._error.reason
+
+    @property
+    def path(self) -> str:
+        """The decoded path that was asked for, without the query."""
+        return self.request.path
+
+    @property
+    def headers(self) -> Mapping[str, str]:
+        """The headers of the request, names in lower case."""
+        return self.request.headers
+
+    @property
+    def origin(self) -> str | None:
+        """The Origin header of the request."""
+        return self.request.origin
+
+    @property
+    def latency(self) -> float:
+        """Seconds that the last ping took to be answered; 0.0 before the first."""
+        return float(self._protocol.latency or 0.0)
+
+    @property
+    def last_active(self) -> float:
+        """When the peer was last heard, on the monotonic clock; now, while we do not listen."""
+        return self._clock() if self._held else self._heard
+
+    @property
+    def environ(self) -> dict[str, Any]:
+        """The request as WSGI has it, made when it is asked for; for old code."""
+        return old_environ(self.request)
+
+    @property
+    def version(self) -> str:
+        """The version of the protocol, for old code: "13"."""
+        return "13"
+
+    @property
+    def protocol(self) -> str | None:
+        """The subprotocol, for old code."""
+        return self.subprotocol
+
+    def stats(self) -> dict[str, Any]:
+        """Return counters: frames, bytes, and what waits."""
+        return {
+            **self._protocol.stats(),
+            **self.counters,
+            "bytes_received": self._connection.bytes_received,
+            "messages_unread": len(self._unread),
+            "bytes_unsent": self._connection.queued,
+        }
+
+    def _check_thread(self) -> None:
+        if native_thread() != self._thread:
+            raise RuntimeError(
+                "This object belongs to the hub of another thread; use server.call() to reach it."
+            )
+
+    # Receiving
+
+    def recv(self, timeout: float | None = None) -> str | bytes:
+        """
+        Return the next message: str for text, bytes for binary.
+
+        Waits for one, at most `timeout` seconds. Messages that came before the end are still
+        returned after it; then WebSocketClosedOK or WebSocketClosedError is raised. Raises
+        TimeoutError, and ConcurrencyError if another greenlet is receiving.
+        """
+        self._check_thread()
+        with self._reading:
+            item = self._next(Deadline(timeout) if timeout is not None else None)
+            if isinstance(item, Message):
+                return item.data
+            # Decoded for a recv_streaming() that was left.
+            pieces = [item.data]
+            while not item.finished:
+                item = self._next_fragment()
+                pieces.append(item.data)
+            return "".join(pieces) if item.text else b"".join(pieces)  # type: ignore[arg-type]
+
+    def recv_streaming(self) -> Iterator[str | bytes]:
+        """
+        Yield the pieces of the next message as they arrive, in a type of its own: str or bytes.
+
+        Waits and raises as recv() does. A message that had arrived before comes in one piece. The
+        rest of one that is left early is discarded.
+        """
+        self._check_thread()
+        with self._reading:
+            self._protocol.fragments = True
+            item = None
+            try:
+                item = self._next(None)
+                while isinstance(item, Fragment):
+                    if item.data or item.finished:
+                        yield item.data
+                    if item.finished:
+                        return
+                    item = self._next_fragment()
+                yield item.data
+            finally:
+                self._protocol.fragments = False
+                while isinstance(item, Fragment) and not item.finished:
+                    if self._error is not None and not self._unread:
+                        break
+                    item = self._next_fragment()
+
+    def _next_fragment(self) -> Fragment:
+        item = self._next(None)
+        assert isinstance(item, Fragment)
+        return item
+
+    def _next(self, deadline: Deadline | None) -> Message | Fragment:
+        while not self._unread:
+            if self._error is not None:
+                raise self._error.again()
+            self._received.wait(deadline)
+        item = self._unread.popleft()
+        if self._held:
+            self._hold_or_release()
+        return item
+
+    def __iter__(self) -> Iterator[str | bytes]:
+        """Yield messages until a normal close; any other end raises WebSocketClosedError."""
+        while True:
+            try:
+                message = self.recv()
+            except WebSocketClosedOK:
+                return
+            yield message
+
+    def receive(self, timeout: float | None = None) -> str | bytes | None:
+        """Return the next message, or None at the end or after `timeout`; for old code."""
+        try:
+            return self.recv(timeout)
+        except (WebSocketClosed, TimeoutError):
+            return None
+
+    # Sending
+
+    def send(
+        self,
+        message: Data | Iterable[Data],
+        binary: bool | None = None,
+        *,
+        text: bool | None = None,
+        timeout: float | None = None,
+    ) -> None:
+        """
+        Send a message: str as text, bytes-like as binary, or an iterable of pieces of one.
+
+        `text` overrides which of the two it is, `binary` does for old code. Waits while more than
+        64 KiB wait for the network, at most `timeout` seconds, and then for other greenlets'
+        messages in pieces; returns when the message is accepted into the send buffer. Raises
+        WebSocketClosedOK or WebSocketClosedError, TimeoutError before anything was sent, TypeError,
+        and UnicodeDecodeError for bytes that are to be text and are not. An iterable that raises
+        closes the WebSocket with 1011: half of a message cannot be taken back.
+        """
+        self._check_thread()
+        if binary is not None:
+            if text is not None:
+                raise TypeError("binary and text were both given.")
+            text = not binary
+        if isinstance(message, (str, bytes, bytearray, memoryview)):
+            data = _typed(message, text)
+            self._wait_turn(Deadline(timeout) if timeout is not None else None)
+            self._protocol.send(data)
+            self._flush()
+        elif isinstance(message, Mapping) or not isinstance(message, Iterable):
+            raise TypeError(f"A message is text, bytes, or an iterable of them, not {message!r}.")
+        else:
+            self._send_pieces(message, text, Deadline(timeout))
+
+    def send_text(self, text: Data, *, timeout: float | None = None) -> None:
+        """Send a text message; see send()."""
+        self.send(text, text=True, timeout=timeout)
+
+    def send_bytes(self, data: Data, *, timeout: float | None = None) -> None:
+        """Send a binary message; see send()."""
+        self.send(data, text=False, timeout=timeout)
+
+    def _send_pieces(self, pieces: Iterable[Data], text: bool | None, deadline: Deadline) -> None:
+        self._wait_turn(deadline)
+        self._fragmenting = True
+        kind: bool | None = None
+        try:
+            for piece in pieces:
+                data = _typed(piece, text)
+                first = kind is None
+                if kind is None:
+                    kind = isinstance(data, str)
+                elif kind is not isinstance(data, str):
+                    raise TypeError("The pieces of a message are all text, or all bytes.")
+                self._wait_room(Deadline(None))
+                self._protocol.send_fragment(data, text=kind, first=first, final=False)
+                self._flush()
+            if kind is not None:
+                self._check_open()
+                empty: str | bytes = "" if kind else b""
+                self._protocol.send_fragment(empty, text=kind, first=False, final=True)
+                self._flush()
+        except BaseException:
+            if kind is not None and self._error is None:
+                self._pass_on(
+                    self._protocol.fail(1011, "a message was not finished", self._clock())
+                )
+            raise
+        finally:
+            self._fragmenting = False
+            self._writable.notify()
+
+    def _check_open(self) -> None:
+        if self._error is not None:
+            raise self._error.again()
+        if self._protocol.state != "open":
+            raise closing_error(self._protocol)
+
+    def _wait_turn(self, deadline: Deadline | None) -> None:
+        """Wait until a new message may begin."""
+        self._check_open()
+        while self._fragmenting or self._connection.queued > _HIGH_WATER:
+            self._writable.wait(deadline)
+            self._check_open()
+
+    def _wait_room(self, deadline: Deadline) -> None:
+        self._check_open()
+        while self._connection.queued > _HIGH_WATER:
+            self._writable.wait(deadline)
+            self._check_open()
+
+    def ping(self, data: Data | None = None) -> Acknowledgement:
+        """
+        Send a ping, and return an event that its pong sets; its `latency` is then in seconds.
+
+        Never waits. ``wait()`` of the event raises WebSocketClosed if the end came first. `data` is
+        at most 125 bytes, and none that is under way already: ValueError.
+        """
+        self._check_thread()
+        self._check_open()
+        payload = None
+        if data is not None:
+            payload = data.encode() if isinstance(data, str) else bytes(data)
+            if len(payload) > 125:
+                raise ValueError("The payload of a ping has at most 125 bytes.")
+            if payload in self._acknowledgements:
+                raise ValueError("A ping with this payload is under way.")
+        payload = self._protocol.ping(payload, self._clock())
+        event = self._acknowledgements[payload] = Acknowledgement()
+        self._pass_on([])
+        return event
+
+    # The end
+
+    def close(self, code: int = 1000, reason: str = "", *, timeout: float | None = None) -> None:
+        """
+        Close with a code and a reason of at most 123 bytes, and wait for the peer to do so, too.
+
+        What was sent before arrives before. Waits at most the close_timeout of the WebSocket, or
+        `timeout`, then gives the connection up. Idempotent. Raises LocalProtocolError for a code
+        that may not be sent.
+        """
+        self.begin_close(code, reason)
+        deadline = Deadline(timeout)
+        try:
+            while self._error is None:
+                self._changed.wait(deadline)
+        except TimeoutError:
+            self.abort()
+
+    def begin_close(self, code: int = 1000, reason: str = "") -> None:
+        """Send the close frame and return at once; close() without the waiting."""
+        self._check_thread()
+        if self._error is None and self._protocol.state == "open":
+            self._protocol.close(code, reason, now=self._clock())
+            self._pass_on([])
+            if self._held:
+                self._hold_or_release()
+
+    def abort(self) -> None:
+        """End the connection at once, without a close frame. Does not wait."""
+        self._check_thread()
+        self._finish()
+        self._connection.abort()
+
+    def wait_closed(self, timeout: float | None = None) -> None:
+        """Wait until the WebSocket has ended; raises TimeoutError."""
+        self._check_thread()
+        deadline = Deadline(timeout)
+        while self._error is None:
+            self._changed.wait(deadline)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, exc: BaseException | None, tb: TracebackType | None
+    ) -> None:
+        if kind is None:
+            self.close()
+        elif issubclass(kind, Exception):
+            self.close(1011 if not issubclass(kind, WebSocketClosed) else 1000)
+        else:
+            self.abort()
+
+
+def _typed(message: Any, text: bool | None) -> str | bytes:
+    """Return a message as str, which goes as text, or bytes, which go as binary."""
+    if isinstance(message, str):
+        return message.encode() if text is False else message
+    if not isinstance(message, (bytes, bytearray, memoryview)):
+        raise TypeError(f"A message is text or bytes, not {type(message).__name__}.")
+    data = message if type(message) is bytes else bytes(message)
+    return data.decode() if text else data
