@@ -38,7 +38,7 @@ def connect(url: str, *, config: ClientConfig | None = None, **options: Any) -> 
 
     Waits until the server has accepted it, at most `timeout` (10 seconds unless given) in all.
     Options are the fields of ClientConfig; for a WebSocket also `sock`, a connected socket, and
-    `ssl`, a gevent.ssl.SSLContext. Raises SessionRejected with the HTTP status,
+    `ssl`, an SSLContext. Raises SessionRejected with the HTTP status,
     CertificateError, RequirementsNotMet, HandshakeError with its stage, ConfigError, or
     TimeoutError, which says what was being waited for.
     """

@@ -61,9 +61,9 @@ def connect_websocket(
     Connect to a WebSocket server and return the WebSocket; what connect() does for ws and wss.
 
     Waits until the server has agreed, at most `timeout` (10 seconds unless given) in all,
-    redirects included. `sock` is a connected socket to use, of any family; `ssl` a
-    gevent.ssl.SSLContext. Raises SessionRejected with the HTTP status, CertificateError,
-    HandshakeError with its stage, ConfigError, or TimeoutError.
+    redirects included. `sock` is a connected socket to use, of any family; `ssl` an SSLContext,
+    for all that is configured about certificates. Raises SessionRejected with the HTTP status,
+    CertificateError, HandshakeError with its stage, ConfigError, or TimeoutError.
     """
     config = (config or ClientConfig()).update(**options)
     return _Connecting(url, config, sock, ssl).run()
@@ -89,22 +89,20 @@ class _Connecting:
         self.headers = _headers(config)
         if config.cafile is not None:
             certificates.check_authorities(config.cafile)
-        if context is not None and not isinstance(context, ssl.SSLContext):
+        if context is not None and not isinstance(context, _stdlib_ssl.SSLContext):
             raise ConfigError(
-                "ssl must be a gevent.ssl.SSLContext, or greenlets would block one another.",
-                field="ssl",
-                value=context,
+                f"ssl must be an SSLContext, not {context!r}.", field="ssl", value=context
             )
         parse_url(url, _SCHEMES)
 
     def run(self) -> WebSocket:
         progress = self.progress
-        expired = TimeoutError()
+        limit = gevent.Timeout(progress.deadline.remaining())
         try:
-            with gevent.Timeout(progress.deadline.remaining(), expired):
+            with limit:
                 return self._follow()
-        except TimeoutError as exc:
-            if exc is not expired and not progress.deadline.expired:
+        except (TimeoutError, gevent.Timeout) as exc:
+            if isinstance(exc, gevent.Timeout) and exc is not limit:
                 raise
             queued = f", {progress.queued:.1f} s of them queued" if progress.queued >= 0.05 else ""
             raise TimeoutError(
@@ -132,8 +130,10 @@ class _Connecting:
 
     def _next_url(self, url: str, location: str) -> str:
         # urljoin does not know ws; what it makes of http is the same.
-        base = "http" + url[2:]
-        joined = urljoin(base, location)
+        try:
+            joined = urljoin("http" + url[2:], location)
+        except ValueError:
+            joined = location
         for http, ws in (("https:", "wss:"), ("http:", "ws:")):
             if joined.lower().startswith(http):
                 joined = ws + joined[len(http) :]
@@ -194,10 +194,12 @@ class _Connecting:
         hashes = [certificate_hash(value) for value in config.server_certificate_hashes]
         self.progress.stage = "shaking hands by TLS"
         context = self.context or self._make_context(verify=config.verify and not hashes)
-        wrapped = context.wrap_socket(
+        # Not by the context: the standard library's would make a socket that blocks the hub.
+        wrapped = ssl.SSLSocket(
             sock,
             server_hostname=config.server_name or target.host,
             do_handshake_on_connect=False,
+            _context=context,
         )
         try:
             wrapped.do_handshake()
@@ -370,7 +372,7 @@ class _Race:
             left = None if due is None else max(0.0, due - time.monotonic())
             self.changed.wait(Deadline(left))
         except TimeoutError:
-            if due is None or time.monotonic() < due:
+            if due is None:
                 raise
 
     def _attempt(self, family: int, address: Any, where: str) -> None:
