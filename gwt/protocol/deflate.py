@@ -11,6 +11,7 @@ import re
 import zlib
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from gwt.errors import ConfigError, LocalProtocolError, RemoteProtocolError
 
@@ -143,7 +144,7 @@ def split_extensions(values: Iterable[str]) -> tuple[str, ...] | None:
 def _understand(extension: str) -> dict[str, int | None] | None:
     """Return the parameters of a permessage-deflate; None if it is another or not as it must be."""
     found = _extension(extension, 0)
-    if found is None or found[0].lower() != NAME or found[2] != len(extension):
+    if found is None or found[0].lower() != NAME or extension[found[2] :].strip(" \t"):
         return None
     parameters: dict[str, int | None] = {}
     for name, value in found[1]:
@@ -264,7 +265,7 @@ class Deflater:
         # An empty message has no bytes to gain. With 256 bytes of window zlib cannot compress at
         # all, and whoever agreed to it may still send everything as it is.
         self.threshold = max(compression.threshold, 1) if self._bits > 8 else 2**63
-        self._zlib: zlib._Compress | None = None
+        self._zlib: Any = None  # the types of zlib are private
 
     def compress(self, data: bytes, *, final: bool) -> bytes:
         """Compress a part of a message; what was given so far can be inflated."""
@@ -275,7 +276,7 @@ class Deflater:
             self._zlib = zlib.compressobj(
                 self._level, zlib.DEFLATED, -self._bits, min(8, self._bits - 7)
             )
-        out = self._zlib.compress(data) + self._zlib.flush(zlib.Z_SYNC_FLUSH)
+        out: bytes = self._zlib.compress(data) + self._zlib.flush(zlib.Z_SYNC_FLUSH)
         if not final:
             return out
         if self._forget:
@@ -294,7 +295,7 @@ class Inflater:
         self._forget = (
             params.server_no_context_takeover if is_client else params.client_no_context_takeover
         )
-        self._zlib: zlib._Decompress | None = None
+        self._zlib: Any = None
         self._restarts = 0
 
     def inflate(self, data: bytes, room: int | None) -> bytes:

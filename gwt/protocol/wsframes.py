@@ -338,7 +338,8 @@ class Guard(Extension):
         if not fin:
             return None
         self._open = False
-        if not self._compressed or self._inflater is None:
+        # wsproto compresses an empty message to nothing, where it should be a byte.
+        if not self._compressed or not self._wire or self._inflater is None:
             return None
         return self._inflate(self._inflater.finish)
 
