@@ -316,7 +316,7 @@ class WebSocketProtocol:
             ping = payload_of(payload)
             # After our close frame nothing but the peer's counts.
             if self.state == "open":
-                self._writer.pongs.append(ping)
+                self._writer.pong(ping)
             events.append(Ping(ping))
         elif frame.opcode is Opcode.PONG:
             self._answered(payload_of(payload), events, now)

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import os
 import zlib
-from collections import deque
 from collections.abc import Callable
 from typing import Any
 
@@ -162,9 +161,9 @@ class Writer:
         "_masked",
         "_open",
         "_out",
+        "_pongs",
         "bytes",
         "messages",
-        "pongs",
     )
 
     def __init__(self, masked: bool, deflater: Deflater | None) -> None:
@@ -174,21 +173,26 @@ class Writer:
         self._open = False  # a message in fragments is
         self._compressed = False  # it is
         self.messages = self.bytes = 0
-        # Payloads of pongs that wait; the deque forgets the oldest.
-        self.pongs: deque[bytes] = deque(maxlen=MAX_PONGS)
+        self._pongs: list[bytes] = []  # payloads of those that wait
 
     def take(self) -> list[bytes]:
         """Return what is to be sent, and forget it."""
-        if self.pongs:
-            self._answer()
+        self._answer()
         out, self._out = self._out, []
         for frame in out:
             self.bytes += len(frame)
         return out
 
+    def pong(self, payload: bytes) -> None:
+        """Answer a ping. Where too many answers wait, the oldest is not given."""
+        if len(self._pongs) >= MAX_PONGS:
+            del self._pongs[0]
+        self._pongs.append(payload)
+
     def _answer(self) -> None:
-        while self.pongs:
-            self._out.append(encode_frame(0x8A, self.pongs.popleft(), self._masked))
+        if self._pongs:
+            self._out += [encode_frame(0x8A, payload, self._masked) for payload in self._pongs]
+            self._pongs.clear()
 
     def control(self, first: int, payload: bytes) -> None:
         """Add a control frame behind the pongs that wait: nothing comes behind a close frame."""
