@@ -268,14 +268,16 @@ class WebSocketProtocol:
         if self.state == "closed":
             return events
         self._bytes_in += len(data)
+        self.pending = False
         proto, decoder = self._proto, self._decoder
         proto.receive_bytes(data)
         try:
-            while True:
+            while limit > 0:
+                limit -= 1
                 if decoder is not None:
                     if not decoder.buffer.buffer:
-                        self.pending = False
                         break
+                    # Within a message in fragments a whole one is an error, which wsproto finds.
                     if proto._message_decoder.opcode is None:
                         message = decoder.whole(self._limit)
                         if message is not None:
@@ -285,20 +287,15 @@ class WebSocketProtocol:
                                 if self.fragments
                                 else Message(message)
                             )
-                            limit -= 1
-                            if limit > 0:
-                                continue
-                            self.pending = True
-                            break
+                            continue
                 frame = next(proto.received_frames(), None)
                 if frame is None:
-                    self.pending = False
                     break
                 self._received(frame, events, now)
-                limit -= 1
-                if limit <= 0 or self.state == "closed":
-                    self.pending = self.state != "closed"
+                if self.state == "closed":
                     break
+            else:
+                self.pending = decoder is None or bool(decoder.buffer.buffer)
         except ParseFailed as error:
             reason = "invalid UTF-8" if error.code == 1007 else str(error)
             events += self.fail(int(error.code), self._guard.reason or reason, now)
