@@ -1,8 +1,9 @@
 """
-``gwt connect``: talk to a WebTransport server from a terminal or a pipe.
+``gwt connect``: talk to a WebTransport or WebSocket server from a terminal or a pipe.
 
-What is read from stdin goes out on one bidirectional stream, or line by line as datagrams; what
-comes back, also on streams that the server opens, goes to stdout. Nothing here blocks the hub.
+What is read from stdin goes out on one bidirectional stream, or line by line as datagrams, or as
+messages of a WebSocket; what comes back, also on streams that the server opens, goes to stdout.
+Nothing here blocks the hub.
 """
 
 from __future__ import annotations
@@ -36,7 +37,7 @@ _PARTING = 1.0
 
 def configure(parser: argparse.ArgumentParser) -> None:
     """Say which arguments there are."""
-    parser.add_argument("url", metavar="URL", help="https://HOST:PORT/PATH")
+    parser.add_argument("url", metavar="URL", help="https://HOST:PORT/PATH, ws://... or wss://...")
     parser.add_argument(
         "--insecure", action="store_true", help="accept any certificate the server shows"
     )
@@ -53,15 +54,15 @@ def configure(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--once",
         action="store_true",
-        help="leave when the answer has come: the end of the stream, or a datagram for each one "
-        "sent; on a terminal one line is sent",
+        help="leave when the answer has come: the end of the stream, or a datagram or message for "
+        "each one sent; on a terminal one line is sent",
     )
     parser.add_argument(
         "--timeout",
         type=float,
         default=10.0,
         metavar="SECONDS",
-        help="for connecting, and for each datagram that --once waits for (default: %(default)g)",
+        help="for connecting, and for each answer that --once waits for (default: %(default)g)",
     )
 
 
@@ -84,6 +85,8 @@ def _run(args: argparse.Namespace) -> int:
         server_certificate_hashes=args.cert_hash,
         timeout=args.timeout,
     )
+    if isinstance(session, gwt.WebSocket):
+        return _run_websocket(session, args)
     try:
         with session:
             if args.datagrams:
@@ -95,15 +98,73 @@ def _run(args: argparse.Namespace) -> int:
         if exc.code:
             raise
     except BrokenPipeError:
-        # Whoever read our output has seen enough. Python is not to find out again at its end.
-        with open(os.devnull, "wb") as nothing:
-            os.dup2(nothing.fileno(), STDOUT)
+        _seen_enough()
     finally:
         # The process ends now: the server is to know, and not to wait for a peer that is gone.
         with suppress(TimeoutError):
             session.connection.wait_closed(timeout=_PARTING)
         session.connection.close()
     return 0
+
+
+def _seen_enough() -> None:
+    """Whoever read our output has left; Python is not to find out again at its end."""
+    with open(os.devnull, "wb") as nothing:
+        os.dup2(nothing.fileno(), STDOUT)
+
+
+# WebSockets
+
+
+def _run_websocket(websocket: gwt.WebSocket, args: argparse.Namespace) -> int:
+    try:
+        if args.datagrams:
+            raise gwt.ConfigError("A WebSocket has no datagrams.", field="datagrams", value=True)
+        with websocket:
+            _messages(websocket, args.once, args.timeout)
+    except gwt.WebSocketClosedOK:
+        # The server's good-bye is the end, not a failure.
+        pass
+    except BrokenPipeError:
+        _seen_enough()
+    finally:
+        websocket.abort()
+    return 0
+
+
+def _messages(websocket: gwt.WebSocket, once: bool, timeout: float) -> None:
+    """Send each line as a message and print what comes back, a line each."""
+
+    def show(message: str | bytes) -> None:
+        _write((message.encode() if isinstance(message, str) else message) + b"\n")
+
+    def send(line: bytes) -> None:
+        try:
+            websocket.send_text(line)
+        except UnicodeDecodeError:
+            websocket.send_bytes(line)
+
+    if once:
+        for line in _lines(once):
+            send(line)
+            try:
+                show(websocket.recv(timeout=timeout))
+            except TimeoutError:
+                raise TimeoutError(f"No message came back within {timeout:g} s.") from None
+        return
+
+    def send_all() -> None:
+        with suppress(gwt.WebSocketClosed):
+            for line in _lines(once):
+                send(line)
+
+    sender = gevent.spawn(send_all)
+    try:
+        # Until the server closes, or Ctrl-C: the end of our input says nothing about its answers.
+        for message in websocket:
+            show(message)
+    finally:
+        sender.kill()
 
 
 # Streams

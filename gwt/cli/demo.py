@@ -47,6 +47,9 @@ def make_app() -> Demo:
     app.webtransport(f"/download/<int(max={LONGEST_DOWNLOAD}):size>")(download)
     app.webtransport(f"/close/<int(max={2**32 - 1}):code>")(close)
     app.webtransport(f"/close/<int(max={2**32 - 1}):code>/<path:reason>")(close)
+    app.websocket("/echo", compression="deflate")(echo_messages)
+    app.websocket("/close/<int(min=1000, max=4999):code>")(close_websocket)
+    app.websocket("/close/<int(min=1000, max=4999):code>/<path:reason>")(close_websocket)
     return app
 
 
@@ -132,6 +135,20 @@ def download(session: gwt.WebTransportSession, size: int) -> None:
 def close(session: gwt.WebTransportSession, code: int, reason: str = "") -> None:
     """Close with this code and reason; what is too long of the reason is cut off."""
     session.close(code, reason.encode()[:1024].decode(errors="ignore"))
+
+
+# WebSocket
+
+
+def echo_messages(ws: gwt.WebSocket) -> None:
+    """Send back what comes, as what it came: text or binary."""
+    for message in ws:
+        ws.send(message)
+
+
+def close_websocket(ws: gwt.WebSocket, code: int, reason: str = "") -> None:
+    """Close with this code and reason; a code that may not be sent closes with 1011."""
+    ws.close(code, reason)
 
 
 # HTTP

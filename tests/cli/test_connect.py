@@ -248,3 +248,33 @@ class TestTerminal:
         os.write(ours, b"one\n")
         assert process.stdout.read() == b"one\n"
         assert process.wait(timeout=10) == 0
+
+
+class TestWebSocket:
+    """``gwt connect ws://``: a message a line."""
+
+    @pytest.fixture
+    def base(self, server) -> str:
+        return "ws://{}:{}".format(*server.address)
+
+    def test_lines_are_messages_that_come_back(self, run, base):
+        result = run(
+            "connect", f"{base}/echo", "--once", input="hi\nGrüße\n".encode() + b"\xff\x00"
+        )
+        assert result == (0, "hi\nGrüße\n".encode() + b"\xff\x00\n", "")
+
+    def test_the_servers_normal_close_is_the_end(self, run, base):
+        assert run("connect", f"{base}/close/1000/ok") == (0, b"", "")
+
+    @pytest.mark.parametrize(
+        ("path", "options", "code", "text"),
+        [
+            ("/close/4000/bad", (), 1, "with code 4000: bad."),
+            ("/nowhere", (), 1, "HTTP status 404."),
+            ("/echo", ("--datagrams",), 2, "A WebSocket has no datagrams."),
+        ],
+    )
+    def test_failures_are_one_line(self, run, base, path, options, code, text):
+        result = run("connect", f"{base}{path}", *options)
+        assert (result.code, result.stdout, result.stderr.count("\n")) == (code, b"", 1)
+        assert result.stderr.endswith(f"{text}\n")
