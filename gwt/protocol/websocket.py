@@ -182,6 +182,7 @@ class WebSocketProtocol:
         "_close_by",
         "_close_timeout",
         "_decoder",
+        "_failure",
         "_guard",
         "_held",
         "_keepalive",
@@ -242,6 +243,7 @@ class WebSocketProtocol:
             self._proto._frame_decoder = self._decoder
         self._assembly = Assembly()
         self._begun = False  # a message has been told in part
+        self._failure: tuple[int, str] | None = None  # what the peer did wrong, not yet told
 
         self._messages_in = self._bytes_in = 0
 
@@ -267,6 +269,8 @@ class WebSocketProtocol:
         events: list[Event] = []
         if self.state == "closed":
             return events
+        if self._failure is not None:
+            return self.fail(*self._failure, now)
         self._bytes_in += len(data)
         self.pending = False
         proto, decoder = self._proto, self._decoder
@@ -298,7 +302,12 @@ class WebSocketProtocol:
                 self.pending = decoder is None or bool(decoder.buffer.buffer)
         except ParseFailed as error:
             reason = "invalid UTF-8" if error.code == 1007 else str(error)
-            events += self.fail(int(error.code), self._guard.reason or reason, now)
+            self._failure = int(error.code), self._guard.reason or reason
+            # What came before the error is told by itself, so that it can still be answered.
+            if events:
+                self.pending = True
+            else:
+                return self.fail(*self._failure, now)
         return events
 
     def _received(self, frame: Frame, events: list[Event], now: float) -> None:

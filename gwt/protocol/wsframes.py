@@ -190,12 +190,13 @@ class Writer:
         self._pongs.append(payload)
 
     def _answer(self) -> None:
+        # Before whatever is sent after the ping; nothing may come behind a close frame.
         if self._pongs:
             self._out += [encode_frame(0x8A, payload, self._masked) for payload in self._pongs]
             self._pongs.clear()
 
     def control(self, first: int, payload: bytes) -> None:
-        """Add a control frame behind the pongs that wait: nothing comes behind a close frame."""
+        """Add a control frame."""
         self._answer()
         self._out.append(encode_frame(first, payload, self._masked))
 
@@ -208,6 +209,7 @@ class Writer:
         if self._deflater is not None and len(payload) >= self._deflater.threshold:
             payload = self._deflater.compress(payload, final=True)
             first |= 0x40
+        self._answer()
         self._out.append(encode_frame(first, payload, self._masked))
         self.messages += 1
 
@@ -233,6 +235,7 @@ class Writer:
                 head |= 0x40
         if self._compressed and deflater is not None:
             payload = deflater.compress(payload, final=final)
+        self._answer()
         self._out.append(encode_frame(head, payload, self._masked))
         self._open = not final
         self.messages += final

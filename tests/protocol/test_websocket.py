@@ -465,6 +465,15 @@ class TestPings:
             for _ in range(1000):
                 protocol.ping(None, 0.0)
 
+    def test_a_pong_goes_before_what_is_sent_after_the_ping(self):
+        protocol = make()
+        protocol.send(b"a")
+        give(protocol, from_client(0x89, b"p"))
+        protocol.send(b"b")
+        give(protocol, from_client(0x89, b"q"))
+        protocol.send_fragment(b"c", text=False, first=True, final=True)
+        assert sent(protocol) == b"\x82\x01a\x8a\x01p\x82\x01b\x8a\x01q\x82\x01c"
+
 
 class TestKeepAlive:
     def test_pings_at_every_interval(self):

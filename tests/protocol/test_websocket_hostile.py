@@ -139,6 +139,20 @@ def test_messages_before_the_error_count():
     assert failure(protocol, events) == 1002
 
 
+def test_what_came_before_the_error_can_be_answered():
+    protocol = make()
+    assert protocol.receive_data(masked(0x81, b"x") + masked(0x83), 0.0) == [Message("x")]
+    assert protocol.pending
+    protocol.send("x")
+    assert failure(protocol, protocol.receive_data(b"", 0.0)) == 1002
+
+
+def test_an_error_that_was_not_told_is_told_before_the_end():
+    protocol = make()
+    protocol.receive_data(masked(0x81, b"x") + masked(0x83), 0.0)
+    assert failure(protocol, protocol.receive_eof(0.0)) == 1002
+
+
 def test_an_error_while_closing_is_no_close_of_the_peer():
     protocol = make()
     protocol.close(1000, now=0.0)
