@@ -48,6 +48,7 @@ class WebSocket(Driver):
         "__weakref__",
         "_fragmenting",
         "_reading",
+        "_skipping",
         "_thread",
         "id",
         "local_address",
@@ -73,6 +74,9 @@ class WebSocket(Driver):
         self.local_address = connection.local_address
         self._thread = native_thread()
         self._reading = ReadGuard("WebSocket")
+
+        # Whether the rest of a message that recv_streaming() left is on its way.
+        self._skipping = False
 
         # Whether a message in fragments is being sent.
         self._fragmenting = False
@@ -150,8 +154,7 @@ class WebSocket(Driver):
         """Return counters: frames, bytes, and what waits."""
         return {
             **self._protocol.stats(),
-            **self.counters,
-            "bytes_received": self._connection.bytes_received,
+            "messages_discarded": self._discarded,
             "messages_unread": len(self._unread),
             "bytes_unsent": self._connection.queued,
         }
@@ -198,18 +201,15 @@ class WebSocket(Driver):
             try:
                 item = self._next(None)
                 while isinstance(item, Fragment):
-                    if item.data or item.finished:
-                        yield item.data
+                    yield item.data
                     if item.finished:
                         return
                     item = self._next_fragment()
                 yield item.data
             finally:
                 self._protocol.fragments = False
-                while isinstance(item, Fragment) and not item.finished:
-                    if self._error is not None and not self._unread:
-                        break
-                    item = self._next_fragment()
+                # Not by reading on: a generator may be closed by the garbage collector, anywhere.
+                self._skipping = isinstance(item, Fragment) and not item.finished
 
     def _next_fragment(self) -> Fragment:
         item = self._next(None)
@@ -217,14 +217,17 @@ class WebSocket(Driver):
         return item
 
     def _next(self, deadline: Deadline | None) -> Message | Fragment:
-        while not self._unread:
-            if self._error is not None:
-                raise self._error.again()
-            self._received.wait(deadline)
-        item = self._unread.popleft()
-        if self._held:
-            self._hold_or_release()
-        return item
+        while True:
+            while not self._unread:
+                if self._error is not None:
+                    raise self._error.again()
+                self._received.wait(deadline)
+            item = self._unread.popleft()
+            if self._held:
+                self._hold_or_release()
+            if not self._skipping:
+                return item
+            self._skipping = isinstance(item, Fragment) and not item.finished
 
     def __iter__(self) -> Iterator[str | bytes]:
         """Yield messages until a normal close; any other end raises WebSocketClosedError."""

@@ -19,7 +19,6 @@ from .errors import WebSocketClosed
 from .net.tcp import TcpConnection
 from .net.timers import Timer
 from .net.waiting import Signal
-from .observe import Counters
 from .protocol.websocket import WebSocketProtocol
 from .protocol.wsevents import Closed, Event, Fragment, Message, Ping, Pong
 from .websocket_common import Acknowledgement
@@ -50,6 +49,7 @@ class Driver:
         "_changed",
         "_clock",
         "_connection",
+        "_discarded",
         "_due",
         "_end_callbacks",
         "_eof",
@@ -64,7 +64,6 @@ class Driver:
         "_unanswered",
         "_unread",
         "_writable",
-        "counters",
     )
 
     def __init__(
@@ -75,7 +74,6 @@ class Driver:
         max_queue: int | None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        self.counters = Counters(ring=0)
         self._connection = connection
         self._protocol = protocol
         self._max_queue = max_queue
@@ -87,6 +85,7 @@ class Driver:
         # Messages, and fragments, that nobody has received yet; who waits for one, for room to
         # send, and for the end.
         self._unread: deque[Message | Fragment] = deque()
+        self._discarded = 0
         self._received = Signal()
         self._writable = Signal()
         self._changed = Signal()
@@ -218,7 +217,7 @@ class Driver:
     def _take(self, item: Message | Fragment) -> None:
         if self._protocol.close_sent is not None and self._full():
             # Nobody may ever receive it, and the peer's close frame is behind it.
-            self.counters["messages_discarded"] += 1
+            self._discarded += 1
             return
         self._unread.append(item)
         self._received.notify()

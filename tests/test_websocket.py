@@ -213,6 +213,26 @@ class TestReceiving:
             theirs.send("whole")
             assert ours.recv(timeout=5) == "whole"
 
+    def test_pieces_that_are_left_do_not_keep_their_leaver(self):
+        with pair() as (ours, theirs):
+            go = gevent.event.Event()
+
+            def pieces():
+                yield "a"
+                go.wait()
+                yield "b"
+
+            sender = gevent.spawn(theirs.send, pieces())
+            stream = ours.recv_streaming()
+            assert next(stream) == "a"
+            stream.close()
+            with pytest.raises(TimeoutError):
+                ours.recv(timeout=0.01)
+            go.set()
+            sender.get(timeout=5)
+            theirs.send("next")
+            assert ours.recv(timeout=5) == "next"
+
     def test_pieces_that_are_left_early_do_not_reach_the_next_message(self):
         with pair() as (ours, theirs):
             sender = gevent.spawn(theirs.send, iter(["a", "b", "c"]))

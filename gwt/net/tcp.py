@@ -202,9 +202,7 @@ class TcpConnection:
         total = sum(map(len, pieces))
         if len(pieces) > 1 and total <= _JOIN:
             pieces = (b"".join(pieces),)
-        if self._output is None:
-            self._output = deque()
-        if self.queued:
+        if self._output is not None:
             self._output.extend(memoryview(piece) for piece in pieces if piece)
             self.queued += total
             return
@@ -214,7 +212,8 @@ class TcpConnection:
             if sent < 0:
                 return
             if sent < len(piece):
-                self._output.append(memoryview(piece)[sent:])
+                # Made when it is needed, since an empty one is not small.
+                self._output = deque((memoryview(piece)[sent:],))
                 self._output.extend(memoryview(rest) for rest in pieces[index + 1 :] if rest)
                 self.queued = sum(map(len, self._output))
                 self._watch_writable()

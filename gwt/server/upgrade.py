@@ -12,6 +12,7 @@ import logging
 import ssl as _stdlib_ssl
 import time
 from collections.abc import Callable, Iterable
+from dataclasses import dataclass
 from http import HTTPStatus
 from typing import Any
 from urllib.parse import unquote
@@ -23,7 +24,7 @@ from gevent.pool import Group
 from gevent.pywsgi import WSGIHandler
 
 from ..config import ServerConfig
-from ..errors import GwtError, Reject, TooManyConnections
+from ..errors import GwtError, Reject
 from ..manager import ConnectionManager
 from ..net.tcp import TcpConnection
 from ..observe import Counters
@@ -43,6 +44,18 @@ GOING_AWAY = 1001
 
 # The header of a request, all lines together.
 _MAX_HEADER = 64 * 1024
+
+
+@dataclass(frozen=True, slots=True)
+class _Admitted:
+    """A request that becomes a WebSocket as soon as its socket is free."""
+
+    request: Request
+    route: Route
+    params: dict[str, Any]
+    config: ServerConfig
+    answer: bytes
+    agreement: Agreement
 
 
 class Door:
@@ -107,7 +120,7 @@ class Door:
             # Boundary to user code: middleware.
             logger.exception("Middleware failed for %s.", request.path)
             return _refusal(Reject(500))
-        return _Admitted(self, request, route, params, config, answer, agreement)
+        return _Admitted(request, route, params, config, answer, agreement)
 
     def enter(self, admitted: _Admitted, sock: Any, early: bytes) -> None:
         """Open a WebSocket on a socket, in a greenlet of its own. Never waits."""
@@ -126,7 +139,8 @@ class Door:
         websocket = WebSocket(connection, protocol, admitted.request, max_queue=config.max_queue)
         try:
             self._connections.add_connection(websocket)
-        except TooManyConnections:
+        except GwtError:
+            # Too many, or the server has stopped meanwhile.
             self.counters["websockets_refused"] += 1
             connection.write([_response(_refusal(Reject(503)))])
             connection.close()
@@ -165,30 +179,6 @@ class Door:
                 websocket.path,
                 websocket.close_code,
             )
-
-
-class _Admitted:
-    """A request that becomes a WebSocket as soon as its socket is free."""
-
-    __slots__ = ("agreement", "answer", "config", "door", "params", "request", "route")
-
-    def __init__(
-        self,
-        door: Door,
-        request: Request,
-        route: Route,
-        params: dict[str, Any],
-        config: ServerConfig,
-        answer: bytes,
-        agreement: Agreement,
-    ) -> None:
-        self.door = door
-        self.request = request
-        self.route = route
-        self.params = params
-        self.config = config
-        self.answer = answer
-        self.agreement = agreement
 
 
 def _request(asked: UpgradeRequest, address: Any) -> Request:
@@ -342,4 +332,4 @@ class Handler(WSGIHandler):  # type: ignore[misc]
         if not self.server.ssl_enabled:
             # The server closes the object that it knows.
             sock = gevent.socket.socket(sock.family, sock.type, sock.proto, sock.detach())
-        admitted.door.enter(admitted, sock, early or b"")
+        self.server.door.enter(admitted, sock, early or b"")
