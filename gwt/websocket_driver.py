@@ -129,7 +129,6 @@ class Driver:
 
     def data_received(self, data: bytes) -> None:
         """Fed from the connection."""
-        self._heard = self._clock()
         self._decode(data)
 
     def _decode(self, data: bytes = b"") -> None:
@@ -137,15 +136,19 @@ class Driver:
         protocol = self._protocol
         if self._error is not None:
             return
-        began = self._clock()
+        now = self._clock()
+        until = now + _SECONDS
+        if data:
+            self._heard = now
         budget = _FRAMES
         while True:
-            self._pass_on(protocol.receive_data(data, self._clock(), limit=self._limit(budget)))
-            data = b""
-            budget -= _STEP
+            self._pass_on(protocol.receive_data(data, now, limit=self._limit(budget)))
             if self._error is not None or not protocol.pending or self._held:
                 break
-            if budget <= 0 or self._clock() - began >= _SECONDS:
+            data = b""
+            budget -= _STEP
+            now = self._clock()
+            if budget <= 0 or now >= until:
                 break
         if self._error is not None:
             return
@@ -190,10 +193,14 @@ class Driver:
     def _pass_on(self, events: list[Event]) -> None:
         """Hand on what the protocol says, then send what it wants sent."""
         closed = None
+        # Messages, which are what mostly comes, move no deadline.
+        moved = not events
         for event in events:
+            if isinstance(event, (Message, Fragment)):
+                self._take(event)
+                continue
+            moved = True
             match event:
-                case Message() | Fragment():
-                    self._take(event)
                 case Pong():
                     self._acknowledge(event)
                 case Ping():
@@ -205,7 +212,8 @@ class Driver:
             self._ended(closed)
         elif self._error is None:
             self._hold_or_release()
-            self._arm()
+            if moved:
+                self._arm()
 
     def _flush(self) -> None:
         pieces = self._protocol.data_to_send()

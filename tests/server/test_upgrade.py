@@ -381,3 +381,15 @@ class TestTheConnection:
             eventually(lambda: len(server.connections) == 0)
             stats = server.connections.get_stats()
             assert (stats["total_created"], stats["total_closed"]) == (200, 200)
+
+    def test_the_reaper_ends_the_silent_and_not_those_that_answer_pings(self):
+        options = {"connection_idle_timeout": 0.3, "connection_idle_check_interval": 0.05}
+        with serving(ping_interval=0.05, **options) as server:
+            ws = gwt.connect(url(server), ping_interval=None)
+            with pytest.raises(TimeoutError):
+                ws.wait_closed(timeout=0.6)
+            ws.close()
+        with serving(ping_interval=None, **options) as server:
+            ws = gwt.connect(url(server), ping_interval=None)
+            ws.wait_closed(timeout=5)
+            assert ws.close_reason == "Idle timeout"
