@@ -176,7 +176,11 @@ class ConnectionClosed(GwtError, builtins.ConnectionError):
 
 
 class HandshakeError(GwtError, builtins.ConnectionError):
-    """No session came about; ``stage`` is resolve, connect, tls, http3, or webtransport."""
+    """
+    No session, or no WebSocket, came about.
+
+    ``stage`` is resolve, connect, tls, http3, webtransport, or websocket.
+    """
 
     def __init__(self, message: str, *, stage: str = "connect") -> None:
         super().__init__(message)

@@ -37,10 +37,10 @@ def connect(url: str, *, config: ClientConfig | None = None, **options: Any) -> 
     Connect, and return a WebTransportSession for https://, a WebSocket for ws:// and wss://.
 
     Waits until the server has accepted it, at most `timeout` (10 seconds unless given) in all.
-    Options are the fields of ClientConfig; for a WebSocket also `sock`, a connected socket, and
-    `ssl`, an SSLContext. Raises SessionRejected with the HTTP status,
-    CertificateError, RequirementsNotMet, HandshakeError with its stage, ConfigError, or
-    TimeoutError, which says what was being waited for.
+    Options are the fields of ClientConfig; for a WebSocket also `sock`, a connected socket,
+    `ssl`, an SSLContext, and `proxy`, the http:// URL of a proxy. Raises SessionRejected with the
+    HTTP status, CertificateError, RequirementsNotMet, HandshakeError with its stage, ConfigError,
+    or TimeoutError, which says what was being waited for.
     """
     if isinstance(url, str) and url[:4].lower().startswith(("ws:", "wss:")):
         return connect_websocket(url, config=config, **options)

@@ -8,6 +8,7 @@ Failures have a stage: resolve, connect, tls, or websocket.
 
 from __future__ import annotations
 
+import re
 import ssl as _stdlib_ssl
 import time
 from collections import deque
@@ -45,6 +46,9 @@ __all__ = ["connect_websocket"]
 _SCHEMES = {"ws": 80, "wss": 443}
 _MOST_REDIRECTS = 10
 
+# Bytes of a proxy's answer.
+_LONGEST_ANSWER = 65536
+
 # What a redirect to another place does not take along.
 _CONFIDENTIAL = frozenset(("authorization", "cookie", "proxy-authorization"))
 
@@ -55,6 +59,7 @@ def connect_websocket(
     config: ClientConfig | None = None,
     sock: Any = None,
     ssl: Any = None,
+    proxy: str | None = None,
     **options: Any,
 ) -> WebSocket:
     """
@@ -62,11 +67,12 @@ def connect_websocket(
 
     Waits until the server has agreed, at most `timeout` (10 seconds unless given) in all,
     redirects included. `sock` is a connected socket to use, of any family; `ssl` an SSLContext,
-    for all that is configured about certificates. Raises SessionRejected with the HTTP status,
-    CertificateError, HandshakeError with its stage, ConfigError, or TimeoutError.
+    for all that is configured about certificates; `proxy` the http:// URL of a proxy that is asked
+    for a tunnel by CONNECT (RFC 9110 9.3.6), and resolves the name. Raises SessionRejected with
+    the HTTP status, CertificateError, HandshakeError with its stage, ConfigError, or TimeoutError.
     """
     config = (config or ClientConfig()).update(**options)
-    return _Connecting(url, config, sock, ssl).run()
+    return _Connecting(url, config, sock, ssl, proxy).run()
 
 
 class _Redirected(Exception):
@@ -80,7 +86,12 @@ class _Redirected(Exception):
 class _Connecting:
     """One call of connect()."""
 
-    def __init__(self, url: str, config: ClientConfig, sock: Any, context: Any) -> None:
+    def __init__(
+        self, url: str, config: ClientConfig, sock: Any, context: Any, proxy: str | None
+    ) -> None:
+        if proxy is not None and sock is not None:
+            raise TypeError("sock and proxy were both given.")
+        self.proxy = None if proxy is None else parse_url(proxy, {"http": 80})
         self.url = url
         self.config = config
         self.sock = sock
@@ -183,9 +194,18 @@ class _Connecting:
             # Whatever kind of socket it is: ours never blocks the hub.
             given = self.sock
             return gevent.socket.socket(given.family, given.type, given.proto, given.detach())
-        self.progress.stage = f"resolving {target.host!r}"
-        addresses = in_order(resolve(target, self.progress.deadline, hub.lookups))
-        return _Race(target, self.config, self.progress).run(addresses)
+        first = self.proxy or target
+        self.progress.stage = f"resolving {first.host!r}"
+        addresses = in_order(resolve(first, self.progress.deadline, hub.lookups))
+        sock = _Race(first, self.config, self.progress).run(addresses)
+        if self.proxy is not None:
+            self.progress.stage = f"waiting for the proxy {self.proxy.authority}"
+            try:
+                _ask_for_tunnel(sock, self.proxy, target)
+            except BaseException:
+                sock.close()
+                raise
+        return sock
 
     # TLS
 
@@ -325,6 +345,39 @@ def _headers(config: ClientConfig) -> list[tuple[str, str]]:
 def _place(url: str) -> tuple[str, str | None, int | None]:
     split = urlsplit(url)
     return split.scheme, split.hostname, split.port
+
+
+def _ask_for_tunnel(sock: Any, proxy: Target, target: Target) -> None:
+    """Ask a proxy for a tunnel, and wait for its answer."""
+    host = f"[{target.host}]" if ":" in target.host else target.host
+    place = f"{host}:{target.port}"
+    answer = b""
+    try:
+        sock.sendall(f"CONNECT {place} HTTP/1.1\r\nHost: {place}\r\n\r\n".encode())
+        while b"\r\n\r\n" not in answer and len(answer) < _LONGEST_ANSWER:
+            more = sock.recv(16384)
+            if not more:
+                break
+            answer += more
+    except OSError as exc:
+        raise HandshakeError(
+            f"The proxy {proxy.authority} broke the connection: {exc}.", stage="connect"
+        ) from exc
+    first, _, _ = answer.partition(b"\r\n")
+    status = re.fullmatch(rb"HTTP/1\.[01] (\d{3})(?: .*)?", first)
+    if status is None or not answer.partition(b"\r\n\r\n")[1]:
+        raise HandshakeError(f"The proxy {proxy.authority} gave no answer.", stage="connect")
+    if not status[1].startswith(b"2"):
+        raise HandshakeError(
+            f"The proxy {proxy.authority} refused a tunnel to {place} with HTTP status "
+            f"{status[1].decode()}.",
+            stage="connect",
+        )
+    if not answer.endswith(b"\r\n\r\n"):
+        # A server of WebSockets does not speak first.
+        raise HandshakeError(
+            f"The proxy {proxy.authority} sent more than an answer.", stage="connect"
+        )
 
 
 class _Race:
