@@ -391,13 +391,14 @@ class WebSocketProtocol:
         self._check_open()
         self._writer.fragment(data, text=text, first=first, final=final)
 
-    def ping(self, payload: bytes | None = None, now: float = 0.0) -> bytes:
+    def ping(self, payload: bytes | None, now: float) -> bytes:
         """Send a ping; return its payload, which the Pong will have: random if None was given."""
         self._check_open()
         if payload is None:
             payload = os.urandom(4)
             while payload in self._pings:
                 payload = os.urandom(4)
+        payload = payload_of(payload)
         if len(payload) > 125:
             raise LocalProtocolError("The payload of a ping has at most 125 bytes.")
         if payload in self._pings:

@@ -58,7 +58,7 @@ _TOKEN = re.compile(r"[!#$%&'*+\-.^_`|~0-9A-Za-z]+")
 _VALUE = re.compile(r"[\t\x20-\x7e\x80-\U0010ffff]*")
 _SENDABLE = re.compile(r"[\t\x20-\x7e\x80-\xff]*")
 _VISIBLE = re.compile(r"[\x21-\x7e]+")
-_HOST = re.compile(r"(?:\[[0-9A-Fa-f:.%a-z_~-]+\]|[0-9A-Za-z._~%!$&'()*+;=-]+)(?::[0-9]{0,5})?")
+_HOST = re.compile(r"(?:\[[0-9A-Za-z:.%_~-]+\]|[0-9A-Za-z._~%!$&'()*+;=-]+)(?::[0-9]{0,5})?")
 _TARGET = re.compile(r"(?:(?:https?|wss?)://[^/?#]+)?(/[^#]*)", re.IGNORECASE)
 
 # What accept_upgrade and client_request write themselves, and what would give them a body.
