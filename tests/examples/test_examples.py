@@ -110,6 +110,18 @@ def test_wsgi_and_webtransport():
     ]
 
 
+def test_websocket():
+    assert run("websocket.py") == [
+        "text stays text",
+        "b'bytes stay bytes'",
+        "a ping came back",
+        "tick 0",
+        "tick 1",
+        "tick 2",
+        "closed with 1000",
+    ]
+
+
 def test_thousands_of_clients():
     # Few of them: how many it can be is tests/scale's affair.
     assert run("thousands_of_clients.py", "200") == [
