@@ -20,10 +20,10 @@ from wsproto.frame_protocol import (
     XorMaskerSimple,
 )
 
-from gwt.errors import LocalProtocolError
-from gwt.protocol.deflate import Compression, Deflater, Inflater, as_compression
-from gwt.protocol.wsevents import Closed, Event, Fragment, Message, Ping, Pong
-from gwt.protocol.wsframes import (
+from ..errors import LocalProtocolError
+from .deflate import Compression, Deflater, Inflater, as_compression
+from .wsevents import Closed, Event, Fragment, Message, Ping, Pong
+from .wsframes import (
     Assembly,
     Data,
     Guard,
@@ -33,7 +33,7 @@ from gwt.protocol.wsframes import (
     mask,
     payload_of,
 )
-from gwt.protocol.wshandshake import Agreement
+from .wshandshake import Agreement
 
 __all__ = [
     "FAST",

@@ -22,8 +22,8 @@ from wsproto.frame_protocol import (
     XorMaskerSimple,
 )
 
-from gwt.errors import LocalProtocolError
-from gwt.protocol.deflate import Deflater, Inflater, TooMuch
+from ..errors import LocalProtocolError
+from .deflate import Deflater, Inflater, TooMuch
 
 __all__ = [
     "MASKER",

@@ -18,8 +18,8 @@ from dataclasses import dataclass
 
 import h11
 
-from gwt.errors import LocalProtocolError, RemoteProtocolError
-from gwt.protocol.deflate import (
+from ..errors import LocalProtocolError, RemoteProtocolError
+from .deflate import (
     Compression,
     DeflateParams,
     as_compression,
