@@ -145,6 +145,9 @@ class Driver:
             self._pass_on(protocol.receive_data(data, now, limit=self._limit(budget)))
             if self._error is not None or not protocol.pending or self._held:
                 break
+            if protocol.failing:
+                # Greenlets that answer what came before run ahead of the next turn.
+                break
             data = b""
             budget -= _STEP
             now = self._clock()

@@ -506,3 +506,23 @@ class TestWhatItTells:
 
             get_hub().threadpool.apply(call)
             assert len(errors) == 5
+
+
+def test_what_came_before_an_error_is_answered_before_the_close():
+    app = gwt.App()
+
+    @app.websocket("/echo")
+    def echo(ws):
+        for message in ws:
+            ws.send(message)
+
+    with gwt.Server(app, "127.0.0.1:0", http3=False, stop_timeout=0.5) as server:
+        host, port = server.address
+        with gwt.connect(f"ws://{host}:{port}/echo") as ws:
+            ws._protocol.send("before")
+            # A reserved opcode, in the same read.
+            ws._connection.write([*ws._protocol.data_to_send(), b"\x83\x80\0\0\0\0"])
+            assert ws.recv(timeout=5) == "before"
+            with pytest.raises(gwt.WebSocketClosedError) as caught:
+                ws.recv(timeout=5)
+            assert caught.value.code == 1002

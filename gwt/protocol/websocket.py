@@ -310,6 +310,11 @@ class WebSocketProtocol:
                 return self.fail(*self._failure, now)
         return events
 
+    @property
+    def failing(self) -> bool:
+        """Whether an error comes next: what came before it should be answered first."""
+        return self._failure is not None
+
     def _received(self, frame: Frame, events: list[Event], now: float) -> None:
         payload = frame.payload
         if isinstance(payload, tuple):
