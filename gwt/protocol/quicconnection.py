@@ -262,11 +262,3 @@ class Connection(Guard, PartialResets, Sending):
             super()._write_connection_limits(builder, space)
         finally:
             limit.used = used
-
-    def stream_credit_due(self) -> bool:
-        # The condition under which aioquic sends MAX_STREAMS. It is only looked at before the
-        # pass that forgets finished streams, so the credit of the last one would stay behind.
-        return any(
-            limit.sent - limit.used < limit.value - limit.sent
-            for limit in (self._local_max_streams_bidi, self._local_max_streams_uni)
-        )

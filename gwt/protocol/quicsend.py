@@ -88,6 +88,15 @@ class Sending(Receiving):
                 timer = other
         return timer
 
+    def stream_credit_due(self) -> bool:
+        # The condition under which aioquic sends MAX_STREAMS. It is only looked at before the
+        # pass that forgets finished streams, so the credit of the last one would stay behind.
+        bidi, uni = self._local_max_streams_bidi, self._local_max_streams_uni
+        return (
+            bidi.sent - bidi.used < bidi.value - bidi.sent
+            or uni.sent - uni.used < uni.value - uni.sent
+        )
+
     def _something_else_to_send(self) -> Any:
         for own in self._host_cids:
             if not own.was_sent:
@@ -99,11 +108,7 @@ class Sending(Receiving):
             ) and (other.peer_cid is not None or self._peer_cid_available):
                 return True
         path = self._network_paths[0]
-        data, bidi, uni = (
-            self._local_max_data,
-            self._local_max_streams_bidi,
-            self._local_max_streams_uni,
-        )
+        data = self._local_max_data
         return (
             self._state is not QuicConnectionState.CONNECTED
             or self._close_pending
@@ -118,8 +123,7 @@ class Sending(Receiving):
             or self._remote_preferred_address
             or data.value != data.sent
             or data.value - data.used < CONNECTION_WINDOW // 2
-            or bidi.sent - bidi.used < bidi.value - bidi.sent
-            or uni.sent - uni.used < uni.value - uni.sent
+            or self.stream_credit_due()
             or not self._crypto_streams[Epoch.ONE_RTT].sender.buffer_is_empty
         )
 
