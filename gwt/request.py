@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Self
 from urllib.parse import parse_qsl, unquote
 
 from .protocol.events import SessionRequested
@@ -41,16 +41,20 @@ class Request:
         return dict(parse_qsl(self.query_string, keep_blank_values=True))
 
     @classmethod
+    def at(cls, target: str, **rest: Any) -> Self:
+        """Make a request for a target as it stands on the wire: a quoted path, and a query."""
+        path, _, query = target.partition("?")
+        return cls(path=unquote(path), query_string=query, **rest)
+
+    @classmethod
     def from_event(
         cls, event: SessionRequested, headers: Mapping[str, str], remote_address: Any
     ) -> Request:
         """Make a request from what the protocol tells."""
-        path, _, query = event.path.partition("?")
-        return cls(
+        return cls.at(
+            event.path,
             method="CONNECT",
             protocol="webtransport",
-            path=unquote(path),
-            query_string=query,
             authority=event.authority,
             origin=event.origin,
             headers=headers,

@@ -15,11 +15,13 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from types import TracebackType
 from typing import Any, Self
 
+from .config import ClientConfig, ServerConfig
 from .errors import WebSocketClosed, WebSocketClosedOK
 from .net.tcp import TcpConnection
 from .net.waiting import Deadline, ReadGuard, native_thread
 from .protocol.websocket import WebSocketProtocol
 from .protocol.wsevents import Fragment, Message
+from .protocol.wshandshake import Agreement
 from .request import Request
 from .states import WebSocketState
 from .websocket_common import Acknowledgement, closing_error, old_environ
@@ -80,6 +82,29 @@ class WebSocket(Driver):
 
         # Whether a message in fragments is being sent.
         self._fragmenting = False
+
+    @classmethod
+    def over(
+        cls,
+        connection: TcpConnection,
+        agreement: Agreement,
+        request: Request,
+        config: ClientConfig | ServerConfig,
+        *,
+        is_client: bool,
+    ) -> Self:
+        """Make one on a connection behind its handshake; start() lets it read. Does not wait."""
+        protocol = WebSocketProtocol(
+            is_client,
+            agreement=agreement,
+            max_size=config.max_size,
+            ping_interval=config.ping_interval,
+            ping_timeout=config.ping_timeout,
+            close_timeout=config.websocket_close_timeout,
+            compression=config.compression,
+            now=time.monotonic(),
+        )
+        return cls(connection, protocol, request, max_queue=config.max_queue)
 
     def __repr__(self) -> str:
         return f"<WebSocket {self.id} {self.state.value} {self.path} {self.remote_address}>"

@@ -13,7 +13,7 @@ import ssl as _stdlib_ssl
 import time
 from collections import deque
 from typing import Any
-from urllib.parse import unquote, urljoin, urlsplit
+from urllib.parse import urljoin, urlsplit
 
 import certifi
 import gevent
@@ -32,7 +32,6 @@ from ..errors import (
 from ..net.tcp import TcpConnection
 from ..net.udpsocket import shown
 from ..net.waiting import Deadline, Signal
-from ..protocol.websocket import WebSocketProtocol
 from ..protocol.wshandshake import ClientHandshake, HandshakeDone, HandshakeFailed, client_request
 from ..request import Request
 from ..version import VERSION
@@ -286,29 +285,16 @@ class _Connecting:
         if isinstance(result, HandshakeFailed):
             raise _failure(result)
         connection = TcpConnection(sock)
-        protocol = WebSocketProtocol(
-            True,
-            agreement=result.agreement,
-            max_size=config.max_size,
-            ping_interval=config.ping_interval,
-            ping_timeout=config.ping_timeout,
-            close_timeout=config.websocket_close_timeout,
-            compression=config.compression,
-            now=time.monotonic(),
-        )
-        websocket = WebSocket(
-            connection, protocol, self._request(target, connection), max_queue=config.max_queue
-        )
+        asked = self._request(target, connection)
+        websocket = WebSocket.over(connection, result.agreement, asked, config, is_client=True)
         websocket.start(result.rest)
         return websocket
 
     def _request(self, target: Target, connection: TcpConnection) -> Request:
-        path, _, query = target.path.partition("?")
-        return Request(
+        return Request.at(
+            target.path,
             method="GET",
             protocol="websocket",
-            path=unquote(path),
-            query_string=query,
             authority=target.authority,
             origin=self.config.origin,
             headers={name.lower(): value for name, value in self.headers},

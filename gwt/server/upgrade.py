@@ -10,12 +10,10 @@ from __future__ import annotations
 
 import logging
 import ssl as _stdlib_ssl
-import time
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from http import HTTPStatus
 from typing import Any
-from urllib.parse import unquote
 
 import gevent
 import gevent.socket
@@ -28,7 +26,6 @@ from ..errors import GwtError, Reject
 from ..manager import ConnectionManager
 from ..net.tcp import TcpConnection
 from ..observe import Counters
-from ..protocol.websocket import WebSocketProtocol
 from ..protocol.wshandshake import Agreement, Refusal, UpgradeRequest, accept_upgrade, check_upgrade
 from ..request import Request
 from ..websocket import WebSocket
@@ -125,18 +122,9 @@ class Door:
     def enter(self, admitted: _Admitted, sock: Any, early: bytes) -> None:
         """Open a WebSocket on a socket, in a greenlet of its own. Never waits."""
         connection = TcpConnection(sock)
-        config = admitted.config
-        protocol = WebSocketProtocol(
-            False,
-            agreement=admitted.agreement,
-            max_size=config.max_size,
-            ping_interval=config.ping_interval,
-            ping_timeout=config.ping_timeout,
-            close_timeout=config.websocket_close_timeout,
-            compression=config.compression,
-            now=time.monotonic(),
+        websocket = WebSocket.over(
+            connection, admitted.agreement, admitted.request, admitted.config, is_client=False
         )
-        websocket = WebSocket(connection, protocol, admitted.request, max_queue=config.max_queue)
         try:
             self._connections.add_connection(websocket)
         except GwtError:
@@ -182,17 +170,15 @@ class Door:
 
 
 def _request(asked: UpgradeRequest, address: Any) -> Request:
-    path, _, query = asked.path.partition("?")
     headers: dict[str, str] = {}
     for name, value in asked.headers:
         name = name.lower()
         joint = "; " if name == "cookie" else ", "
         headers[name] = f"{headers[name]}{joint}{value}" if name in headers else value
-    return Request(
+    return Request.at(
+        asked.path,
         method="GET",
         protocol="websocket",
-        path=unquote(path),
-        query_string=query,
         authority=asked.host,
         origin=asked.origin,
         headers=headers,
