@@ -32,6 +32,7 @@ class SessionState(Enum):
 class WebSocketState(Enum):
     """Where a WebSocket is in its life."""
 
+    CONNECTING = "connecting"
     OPEN = "open"
     CLOSING = "closing"
     CLOSED = "closed"

@@ -27,7 +27,7 @@ from .states import WebSocketState
 from .websocket_common import Acknowledgement, closing_error, old_environ
 from .websocket_driver import Driver
 
-__all__ = ["WebSocket"]
+__all__ = ["WebSocket", "new_id", "protocol_of"]
 
 Data = str | bytes | bytearray | memoryview
 
@@ -69,7 +69,7 @@ class WebSocket(Driver):
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         super().__init__(connection, protocol, max_queue=max_queue, clock=clock)
-        self.id = f"websocket-{next(_ids)}"
+        self.id = new_id()
         self.request = request
         self.subprotocol: str | None = protocol.subprotocol
         self.remote_address = connection.remote_address
@@ -94,16 +94,7 @@ class WebSocket(Driver):
         is_client: bool,
     ) -> Self:
         """Make one on a connection behind its handshake; start() lets it read. Does not wait."""
-        protocol = WebSocketProtocol(
-            is_client,
-            agreement=agreement,
-            max_size=config.max_size,
-            ping_interval=config.ping_interval,
-            ping_timeout=config.ping_timeout,
-            close_timeout=config.websocket_close_timeout,
-            compression=config.compression,
-            now=time.monotonic(),
-        )
+        protocol = protocol_of(agreement, config, is_client=is_client)
         return cls(connection, protocol, request, max_queue=config.max_queue)
 
     def __repr__(self) -> str:
@@ -435,6 +426,27 @@ class WebSocket(Driver):
             self.close(1011 if not issubclass(kind, WebSocketClosed) else 1000)
         else:
             self.abort()
+
+
+def new_id() -> str:
+    """Return an id that no other WebSocket of the process has."""
+    return f"websocket-{next(_ids)}"
+
+
+def protocol_of(
+    agreement: Agreement, config: ClientConfig | ServerConfig, *, is_client: bool
+) -> WebSocketProtocol:
+    """Return the state machine of a WebSocket whose handshake is done."""
+    return WebSocketProtocol(
+        is_client,
+        agreement=agreement,
+        max_size=config.max_size,
+        ping_interval=config.ping_interval,
+        ping_timeout=config.ping_timeout,
+        close_timeout=config.websocket_close_timeout,
+        compression=config.compression,
+        now=time.monotonic(),
+    )
 
 
 def _typed(message: Any, text: bool | None) -> str | bytes:

@@ -280,6 +280,9 @@ class Driver:
         self._acknowledgements.clear()
         for signal in (self._received, self._writable, self._changed):
             signal.notify()
+        self._tell_end()
+
+    def _tell_end(self) -> None:
         callbacks, self._end_callbacks = self._end_callbacks, None
         for callback in callbacks or ():
             try:

@@ -46,6 +46,7 @@ FLOORS = {
     "gwt.websocket": 3,
     "gwt.websocket_common": 3,
     "gwt.websocket_driver": 3,
+    "gwt.websocket_lazy": 3,
     "gwt.certificates": 3,
     "gwt.server": 4,
     "gwt.client": 4,

@@ -12,7 +12,7 @@ from __future__ import annotations
 import socket as _stdlib_socket
 import ssl as _stdlib_ssl
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from typing import Any, Protocol
 
@@ -79,6 +79,7 @@ class TcpConnection:
         "local_address",
         "queued",
         "remote_address",
+        "when_closed",
     )
 
     def __init__(self, sock: Any, receiver: TcpReceiver | None = None) -> None:
@@ -94,6 +95,9 @@ class TcpConnection:
         self._writer: Any = None
         self._reading = self._paused = self._closing = self._ended = False
         self._linger: Timer | None = None
+
+        # Called once the descriptor is free; whoever lent the socket has to know.
+        self.when_closed: Callable[[], None] | None = None
         self._output: deque[memoryview] | None = None
 
         # Bytes that wait for the socket.
@@ -322,13 +326,15 @@ class TcpConnection:
             self._linger.close()
         reader, self._reader = self._reader, None
         # Not in its own callback, and the descriptor not before its watchers.
-        self._loop.run_callback(_dispose, reader, sock)
+        self._loop.run_callback(_dispose, reader, sock, self.when_closed)
 
 
-def _dispose(watcher: Any, sock: Any) -> None:
+def _dispose(watcher: Any, sock: Any, told: Callable[[], None] | None) -> None:
     watcher.close()
     with suppress(OSError):
         sock.close()
+    if told is not None:
+        told()
 
 
 def _name(question: Any) -> Any:

@@ -1,43 +1,39 @@
 """
-From an HTTP/1.1 request to a WebSocket: who is admitted, the answer 101, the handler's greenlet.
+From an HTTP/1.1 request to a WebSocket of a route: who is admitted, the handler's greenlet.
 
 ``Door`` decides and counts; ``Handler`` is gevent.pywsgi's, with limits on time and size that it
 lacks. Once a request is upgraded its connection keeps nothing of pywsgi: the socket is taken out,
-what came behind the request goes along, and pywsgi's greenlet ends.
+what came behind the request goes along, and pywsgi's greenlet ends. Requests without a route are
+lazy.py's affair: they are offered to the WSGI application.
 """
 
 from __future__ import annotations
 
 import logging
-import ssl as _stdlib_ssl
-from collections.abc import Callable, Iterable
 from dataclasses import dataclass
-from http import HTTPStatus
 from typing import Any
 
 import gevent
 import gevent.socket
 from gevent import Greenlet
 from gevent.pool import Group
-from gevent.pywsgi import WSGIHandler
 
 from ..config import ServerConfig
 from ..errors import GwtError, Reject
 from ..manager import ConnectionManager
 from ..net.tcp import TcpConnection
 from ..observe import Counters
-from ..protocol.wshandshake import Agreement, Refusal, UpgradeRequest, accept_upgrade, check_upgrade
+from ..protocol.wshandshake import Agreement, Refusal, UpgradeRequest, accept_upgrade
 from ..request import Request
 from ..websocket import WebSocket
-from .access import host_allowed, origin_allowed
+from ..websocket_lazy import phrase, refusal
 from .app import App, Route
+from .gate import INTERNAL_ERROR, Gate
+from .lazy import LazyHandler
 
 __all__ = ["Door", "Handler"]
 
 logger = logging.getLogger("gwt.server")
-
-INTERNAL_ERROR = 1011
-GOING_AWAY = 1001
 
 # The header of a request, all lines together.
 _MAX_HEADER = 64 * 1024
@@ -55,7 +51,7 @@ class _Admitted:
     agreement: Agreement
 
 
-class Door:
+class Door(Gate):
     """Who may open a WebSocket on a server, and the handlers of those that are open."""
 
     def __init__(
@@ -66,45 +62,27 @@ class Door:
         handlers: Group,
         counters: Counters,
     ) -> None:
+        super().__init__(config, counters)
         self.app = app
-        self.config = config
-        self.counters = counters
         self._connections = connections
         self._handlers = handlers
-        self._open: set[WebSocket] = set()
-        self._stopping = False
 
-    def close_all(self) -> None:
-        """Admit nobody more, and send 1001 to all; does not wait for their answers."""
-        self._stopping = True
-        for websocket in list(self._open):
-            websocket.begin_close(GOING_AWAY, "The server is stopping")
-
-    def knock(
-        self, method: str, version: str, target: str, headers: list[tuple[str, str]], address: Any
-    ) -> _Admitted | Refusal | None:
+    def knock(self, asked: UpgradeRequest, request: Request) -> _Admitted | Refusal | None:
         """
         Decide about a request that asks for an upgrade; None leaves it to the WSGI application.
 
         Runs middleware, in the greenlet of the request.
         """
-        asked = check_upgrade(method, version, target, headers)
-        if isinstance(asked, Refusal):
-            return asked
-        request = _request(asked, address)
         try:
             route, params = self.app.match(request)
         except Reject as exc:
-            return None if self.app.wsgi is not None else _refusal(exc)
+            return None if self.app.wsgi is not None else refusal(exc)
         try:
-            if self._stopping or len(self._handlers) >= self.config.max_handlers:
+            if self.stopping or len(self._handlers) >= self.config.max_handlers:
                 self.counters["websockets_refused"] += 1
                 raise Reject(503)
             config = route.config(self.config)
-            if not host_allowed(request.authority, config.allowed_hosts):
-                raise Reject(421)
-            if not origin_allowed(request.origin, request.authority, config.origins):
-                raise Reject(403)
+            self.admit(request, config)
             self.app.admit(request)
             subprotocol = next((s for s in config.subprotocols if s in request.subprotocols), None)
             answer, agreement = accept_upgrade(
@@ -112,29 +90,35 @@ class Door:
             )
         except Reject as exc:
             self.counters["websockets_rejected"] += 1
-            return _refusal(exc)
+            return refusal(exc)
         except (Exception, SystemExit, gevent.Timeout):
             # Boundary to user code: middleware.
             logger.exception("Middleware failed for %s.", request.path)
-            return _refusal(Reject(500))
+            return refusal(Reject(500))
         return _Admitted(request, route, params, config, answer, agreement)
 
-    def enter(self, admitted: _Admitted, sock: Any, early: bytes) -> None:
+    def enter(self, websocket: WebSocket) -> None:
+        super().enter(websocket)
+        try:
+            self._connections.add_connection(websocket)
+        except GwtError:
+            # Too many, or the server has stopped meanwhile.
+            self.open.discard(websocket)
+            self.counters["websockets_refused"] += 1
+            raise Reject(503) from None
+
+    def let_in(self, admitted: _Admitted, sock: Any, early: bytes) -> None:
         """Open a WebSocket on a socket, in a greenlet of its own. Never waits."""
         connection = TcpConnection(sock)
         websocket = WebSocket.over(
             connection, admitted.agreement, admitted.request, admitted.config, is_client=False
         )
         try:
-            self._connections.add_connection(websocket)
-        except GwtError:
-            # Too many, or the server has stopped meanwhile.
-            self.counters["websockets_refused"] += 1
-            connection.write([_response(_refusal(Reject(503)))])
+            self.enter(websocket)
+        except Reject as exc:
+            connection.write([_response(refusal(exc))])
             connection.close()
             return
-        self._open.add(websocket)
-        websocket.on_end(self._open.discard)
         connection.write([admitted.answer])
         websocket.start(early)
         greenlet = Greenlet(self._run, websocket, admitted.route, admitted.params)
@@ -169,41 +153,11 @@ class Door:
             )
 
 
-def _request(asked: UpgradeRequest, address: Any) -> Request:
-    headers: dict[str, str] = {}
-    for name, value in asked.headers:
-        name = name.lower()
-        joint = "; " if name == "cookie" else ", "
-        headers[name] = f"{headers[name]}{joint}{value}" if name in headers else value
-    return Request.at(
-        asked.path,
-        method="GET",
-        protocol="websocket",
-        authority=asked.host,
-        origin=asked.origin,
-        headers=headers,
-        subprotocols=asked.subprotocols,
-        remote_address=address,
-    )
-
-
-def _refusal(reject: Reject) -> Refusal:
-    body = reject.body or f"{_phrase(reject.status)}\n".encode()
-    return Refusal(reject.status, [(str(name), str(value)) for name, value in reject.headers], body)
-
-
-def _phrase(status: int) -> str:
-    try:
-        return HTTPStatus(status).phrase
-    except ValueError:
-        return "Refused"
-
-
-def _response(refusal: Refusal) -> bytes:
+def _response(answer: Refusal) -> bytes:
     """Return a whole answer as bytes, for where pywsgi has gone already."""
-    head = f"HTTP/1.1 {refusal.status} {_phrase(refusal.status)}\r\n"
-    head += f"Content-Length: {len(refusal.body)}\r\nConnection: close\r\n\r\n"
-    return head.encode() + refusal.body
+    head = f"HTTP/1.1 {answer.status} {phrase(answer.status)}\r\n"
+    head += f"Content-Length: {len(answer.body)}\r\nConnection: close\r\n\r\n"
+    return head.encode() + answer.body
 
 
 class _Bounded:
@@ -221,13 +175,9 @@ class _Bounded:
         return line
 
 
-class Handler(WSGIHandler):  # type: ignore[misc]
+class Handler(LazyHandler):
     """One HTTP/1.1 connection, until it ends or becomes a WebSocket."""
 
-    # Set when the connection has become one: the socket is not pywsgi's any more.
-    upgraded = False
-    socket: Any
-    environ: Any
     _timeout: Any = None
     _first = True
 
@@ -265,57 +215,21 @@ class Handler(WSGIHandler):  # type: ignore[misc]
             raise ValueError("Content-Length is malformed")
         return headers
 
-    def run_application(self) -> None:
-        if "websocket" in self.headers.get("Upgrade", "").lower() and self._upgrade():
-            return
-        super().run_application()
+    @property
+    def gate(self) -> Door:  # type: ignore[override]
+        door: Door = self.server.door
+        return door
 
-    def _upgrade(self) -> bool:
-        """Answer a request for a WebSocket; False leaves it to the application."""
-        verdict = self.server.door.knock(
-            self.command,
-            self.request_version,
-            self.path,
-            list(self.headers.items()),
-            self.client_address,
-        )
+    def run_request(self, asked: UpgradeRequest, request: Request) -> None:
+        verdict = self.gate.knock(asked, request)
         if verdict is None:
-            return False
-        if isinstance(verdict, Refusal):
-            self._refuse(verdict)
+            super().run_request(asked, request)
+        elif isinstance(verdict, Refusal):
+            self.refuse(verdict)
         else:
-            self._hand_over(verdict)
-        return True
-
-    def _refuse(self, refusal: Refusal) -> None:
-        def answer(_: object, start_response: Callable[..., Any]) -> Iterable[bytes]:
-            headers = [
-                (name, value) for name, value in refusal.headers if name.lower() != "connection"
-            ]
-            headers.append(("Connection", "close"))
-            start_response(f"{refusal.status} {_phrase(refusal.status)}", headers)
-            return [refusal.body]
-
-        # What was sent behind the request is not another request.
-        self.close_connection = True
-        self.application = answer
-        super().run_application()
-
-    def _hand_over(self, admitted: _Admitted) -> None:
-        sock, file = self.socket, self.rfile
-        sock.setblocking(False)
-        try:
-            early = file.read(len(file.peek()))
-        except (OSError, _stdlib_ssl.SSLError):
-            # Nothing is there yet.
-            early = b""
-        # For pywsgi the response is done, and the connection is over.
-        self.status, self.code, self.headers_sent = b"101 Switching Protocols", 101, True
-        self.close_connection = self.upgraded = True
-        self.socket = None
-        file.close()
-        self.environ = None
-        if not self.server.ssl_enabled:
-            # The server closes the object that it knows.
-            sock = gevent.socket.socket(sock.family, sock.type, sock.proto, sock.detach())
-        self.server.door.enter(admitted, sock, early or b"")
+            sock, early = self.take()
+            self.environ = None
+            if not self.server.ssl_enabled:
+                # The server closes the object that it knows.
+                sock = gevent.socket.socket(sock.family, sock.type, sock.proto, sock.detach())
+            self.gate.let_in(verdict, sock, early)

@@ -1,0 +1,157 @@
+"""
+gevent.pywsgi's handler with a WebSocket in the environ of each request that asks for one.
+
+``LazyHandler`` offers it to the WSGI application as ``environ["wsgi.websocket"]``, lends it the
+socket while the application runs, and closes it when that returns. It goes into whatever handler a
+server has: gwt's own, pywsgi's, gunicorn's.
+"""
+
+from __future__ import annotations
+
+import logging
+import ssl as _stdlib_ssl
+from collections.abc import Callable, Iterable
+from typing import Any
+
+import gevent
+from gevent.pywsgi import WSGIHandler
+
+from ..errors import GwtError, Reject
+from ..protocol.wshandshake import Refusal, UpgradeRequest
+from ..request import Request
+from ..states import WebSocketState
+from ..websocket import WebSocket
+from ..websocket_lazy import LazyWebSocket, phrase, refusal
+from .gate import GOING_AWAY, INTERNAL_ERROR, Gate
+
+__all__ = ["LazyHandler"]
+
+logger = logging.getLogger("gwt.server")
+
+
+class LazyHandler(WSGIHandler):  # type: ignore[misc]
+    """One HTTP/1.1 connection, until it ends or becomes a WebSocket."""
+
+    # Who may open one; set by whoever uses the class.
+    gate: Gate
+
+    # The socket is a WebSocket's, and not pywsgi's any more.
+    upgraded = False
+
+    # The request was answered past pywsgi: what the application still says goes nowhere.
+    answered = False
+
+    socket: Any
+    environ: Any
+
+    def run_application(self) -> None:
+        if "websocket" in self.headers.get("Upgrade", "").lower():
+            self.run_upgrade()
+        else:
+            super().run_application()
+
+    def run_upgrade(self) -> None:
+        """Answer a request that asks for a WebSocket."""
+        verdict = self.gate.read(
+            self.command,
+            self.request_version,
+            self.path,
+            list(self.headers.items()),
+            self.client_address,
+        )
+        if isinstance(verdict, Refusal):
+            self.refuse(verdict)
+        else:
+            self.run_request(*verdict)
+
+    def run_request(self, asked: UpgradeRequest, request: Request) -> None:
+        """Offer a WebSocket to the application."""
+        gate = self.gate
+        try:
+            gate.admit(request, gate.config)
+        except Reject as exc:
+            gate.counters["websockets_rejected"] += 1
+            self.refuse(refusal(exc))
+            return
+        websocket = LazyWebSocket(self, asked, request, gate.config, self.environ)
+        self.environ["wsgi.websocket"] = websocket
+        self.environ["wsgi.websocket_version"] = websocket.version
+        try:
+            self.run_for(websocket)
+        finally:
+            # The environ holds the WebSocket, and is held by it.
+            self.environ.pop("wsgi.websocket", None)
+
+    def run_for(self, websocket: LazyWebSocket) -> None:
+        """Run the application, and end the WebSocket with it."""
+        try:
+            super().run_application()
+        except (Exception, SystemExit, gevent.Timeout) as exc:
+            # Boundary to user code: the application. That the WebSocket ended under it is no error.
+            if websocket.state is WebSocketState.CONNECTING:
+                raise
+            if isinstance(exc, GwtError) and websocket.state is not WebSocketState.OPEN:
+                logger.debug("WebSocket %s ended: %s", websocket.id, exc)
+                websocket.close()
+            else:
+                self.gate.counters["handler_errors"] += 1
+                logger.exception("The application failed for %s.", websocket.path)
+                websocket.close(INTERNAL_ERROR, "internal error")
+        else:
+            if websocket.accepted:
+                websocket.close()
+            elif not self.status:
+                # The application has answered by itself, on the socket: this is not HTTP any more.
+                self.close_connection = True
+        finally:
+            if websocket.accepted and not websocket.closed:
+                # Killed: the server stops.
+                websocket.begin_close(GOING_AWAY, "The server is stopping")
+                websocket.abort()
+            # The server closes a socket when its handler returns, and this one is being watched.
+            websocket.wait_gone()
+
+    # The socket, and who answers on it
+
+    def enter(self, websocket: WebSocket) -> None:
+        if self.headers_sent:
+            raise RuntimeError("The application has begun to answer with HTTP.")
+        self.gate.enter(websocket)
+
+    def take(self) -> tuple[Any, bytes]:
+        sock, file = self.socket, self.rfile
+        sock.setblocking(False)
+        try:
+            early = file.read(len(file.peek()))
+        except (OSError, _stdlib_ssl.SSLError):
+            # Nothing is there yet.
+            early = b""
+        file.close()
+        # For pywsgi the response is done, and the connection is over.
+        self.status, self._orig_status, self.code = b"101", "101 Switching Protocols", 101
+        self.headers_sent = self.answered = True
+        self.close_connection = self.upgraded = True
+        self.response_use_chunked = False
+        self.socket = None
+        return sock, early or b""
+
+    def refuse(self, answer: Refusal) -> None:
+        headers = [(name, value) for name, value in answer.headers if name.lower() != "connection"]
+        headers += [("Connection", "close"), ("Content-Length", str(len(answer.body)))]
+        # What was sent behind the request is not another request.
+        self.close_connection = True
+        self.start_response(f"{answer.status} {phrase(answer.status)}", headers)
+        super().write(answer.body)
+        self.answered = True
+
+    def start_response(
+        self, status: str, headers: Iterable[tuple[str, str]], exc_info: Any = None
+    ) -> Callable[[bytes], object]:
+        if self.answered:
+            return self.write
+        write: Callable[[bytes], object] = super().start_response(status, headers, exc_info)
+        return write
+
+    def write(self, data: bytes) -> None:
+        if not self.answered:
+            super().write(data)
