@@ -20,7 +20,7 @@ from .errors import WebSocketClosed, WebSocketClosedOK
 from .net.tcp import TcpConnection
 from .net.waiting import Deadline, ReadGuard, native_thread
 from .protocol.websocket import WebSocketProtocol
-from .protocol.wsevents import Fragment, Message
+from .protocol.wsevents import Fragment
 from .protocol.wshandshake import Agreement
 from .request import Request
 from .states import WebSocketState
@@ -194,8 +194,8 @@ class WebSocket(Driver):
         self._check_thread()
         with self._reading:
             item = self._next(Deadline(timeout) if timeout is not None else None)
-            if isinstance(item, Message):
-                return item.data
+            if not isinstance(item, Fragment):
+                return item
             # Decoded for a recv_streaming() that was left.
             pieces = [item.data]
             while not item.finished:
@@ -221,7 +221,7 @@ class WebSocket(Driver):
                     if item.finished:
                         return
                     item = self._next_fragment()
-                yield item.data
+                yield item
             finally:
                 self._protocol.fragments = False
                 # Not by reading on: a generator may be closed by the garbage collector, anywhere.
@@ -232,7 +232,7 @@ class WebSocket(Driver):
         assert isinstance(item, Fragment)
         return item
 
-    def _next(self, deadline: Deadline | None) -> Message | Fragment:
+    def _next(self, deadline: Deadline | None) -> str | bytes | Fragment:
         while True:
             while not self._unread:
                 if self._error is not None:
@@ -282,6 +282,17 @@ class WebSocket(Driver):
         closes the WebSocket with 1011: half of a message cannot be taken back.
         """
         self._check_thread()
+        kind = type(message)
+        if (
+            (kind is str or kind is bytes)
+            and text is binary is None
+            and self._error is None
+            and self._protocol.state == "open"
+            and not self._fragmenting
+            and self._connection.queued <= _HIGH_WATER
+        ):
+            self._connection.send(self._protocol.encoded(message))  # type: ignore[arg-type]
+            return
         if binary is not None:
             if text is not None:
                 raise TypeError("binary and text were both given.")

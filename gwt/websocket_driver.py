@@ -84,7 +84,7 @@ class Driver:
 
         # Messages, and fragments, that nobody has received yet; who waits for one, for room to
         # send, and for the end.
-        self._unread: deque[Message | Fragment] = deque()
+        self._unread: deque[str | bytes | Fragment] = deque()
         self._discarded = 0
         self._received = Signal()
         self._writable = Signal()
@@ -129,7 +129,16 @@ class Driver:
 
     def data_received(self, data: bytes) -> None:
         """Fed from the connection."""
-        self._decode(data)
+        # Mostly it is one message, which moves no deadline and is not answered.
+        message = self._protocol.message(data) if not self._held else None
+        if message is None:
+            self._decode(data)
+            return
+        self._heard = self._clock()
+        self._unread.append(message)
+        self._received.notify()
+        if self._max_queue is not None and len(self._unread) >= self._max_queue:
+            self._hold_or_release()
 
     def _decode(self, data: bytes = b"") -> None:
         """Decode for one turn; what is left then waits for the next, and the socket with it."""
@@ -199,7 +208,10 @@ class Driver:
         # Messages, which are what mostly comes, move no deadline.
         moved = not events
         for event in events:
-            if isinstance(event, (Message, Fragment)):
+            if isinstance(event, Message):
+                self._take(event.data)
+                continue
+            if isinstance(event, Fragment):
                 self._take(event)
                 continue
             moved = True
@@ -225,7 +237,7 @@ class Driver:
             if not self._connection.queued:
                 self._unanswered = 0
 
-    def _take(self, item: Message | Fragment) -> None:
+    def _take(self, item: str | bytes | Fragment) -> None:
         if self._protocol.close_sent is not None and self._full():
             # Nobody may ever receive it, and the peer's close frame is behind it.
             self._discarded += 1

@@ -95,6 +95,7 @@ PRIVATE_ALLOWED = {
     "protocol/quicpath.py",
     "protocol/h3.py",
     "protocol/websocket.py",
+    "protocol/wsshort.py",
 }
 
 # Underscored, but public: the methods of named tuples.

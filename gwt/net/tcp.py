@@ -39,6 +39,7 @@ _JOIN = 64 * 1024
 _LINGER = 1.0
 
 _WAITS = (BlockingIOError, InterruptedError, _stdlib_ssl.SSLWantReadError)
+_FULL = (*_WAITS, _stdlib_ssl.SSLWantWriteError)
 _READ_EVENT, _WRITE_EVENT = 1, 2
 
 
@@ -69,6 +70,7 @@ class TcpConnection:
         "_loop",
         "_output",
         "_paused",
+        "_raw",
         "_reader",
         "_reading",
         "_receiver",
@@ -89,6 +91,9 @@ class TcpConnection:
             sock.setsockopt(_stdlib_socket.IPPROTO_TCP, _stdlib_socket.TCP_NODELAY, 1)
         self._sock = sock
         self._tls = hasattr(sock, "pending")
+
+        # What reads and writes without waiting; below TLS that is the socket inside of gevent's.
+        self._raw = sock if self._tls else getattr(sock, "_sock", sock)
         self._receiver = receiver
         self._loop: Any = get_hub().loop
         self._reader: Any = self._loop.io(sock.fileno(), _READ_EVENT)
@@ -152,7 +157,7 @@ class TcpConnection:
         room = _READ
         while room > 0 and self._sock is not None and not self._paused and not self._ended:
             try:
-                data = self._sock.recv(room if not self._tls else max(room, _RECORD))
+                data = self._raw.recv(room if not self._tls else max(room, _RECORD))
             except _WAITS:
                 return
             except _stdlib_ssl.SSLWantWriteError:
@@ -196,38 +201,36 @@ class TcpConnection:
     # Writing
 
     def write(self, pieces: Sequence[bytes]) -> None:
+        """Send bytes that come in pieces; see send()."""
+        if len(pieces) > 1 and sum(map(len, pieces)) <= _JOIN:
+            pieces = (b"".join(pieces),)
+        for piece in pieces:
+            self.send(piece)
+
+    def send(self, data: bytes) -> None:
         """
         Send bytes, or keep what the socket does not take until it does. Never waits.
 
         The caller sees to it that `queued` stays bounded. What comes after the end goes nowhere.
         """
-        if self._sock is None or self._closing or not pieces:
+        if self._sock is None or self._closing or not data:
             return
-        total = sum(map(len, pieces))
-        if len(pieces) > 1 and total <= _JOIN:
-            pieces = (b"".join(pieces),)
         if self._output is not None:
-            self._output.extend(memoryview(piece) for piece in pieces if piece)
-            self.queued += total
+            self._output.append(memoryview(data))
+            self.queued += len(data)
             return
-        sent = 0
-        for index, piece in enumerate(pieces):
-            sent = self._send(piece)
-            if sent < 0:
-                return
-            if sent < len(piece):
-                # Made when it is needed, since an empty one is not small.
-                self._output = deque((memoryview(piece)[sent:],))
-                self._output.extend(memoryview(rest) for rest in pieces[index + 1 :] if rest)
-                self.queued = sum(map(len, self._output))
-                self._watch_writable()
-                return
+        sent = self._send(data)
+        if 0 <= sent < len(data):
+            # Made when it is needed, since an empty one is not small.
+            self._output = deque((memoryview(data)[sent:],))
+            self.queued = len(data) - sent
+            self._watch_writable()
 
     def _send(self, data: bytes | memoryview) -> int:
         """Return how much the socket took, or -1 if the connection is broken."""
         try:
-            return int(self._sock.send(data))
-        except (*_WAITS, _stdlib_ssl.SSLWantWriteError):
+            return self._raw.send(data)  # type: ignore[no-any-return]
+        except _FULL:
             return 0
         except OSError as exc:
             # Told in the hub: the writer's greenlet is inside of its call.
@@ -315,7 +318,7 @@ class TcpConnection:
         self._close()
 
     def _close(self) -> None:
-        sock, self._sock = self._sock, None
+        sock, self._sock, self._raw = self._sock, None, None
         if sock is None:
             return
         self._closing = self._ended = True

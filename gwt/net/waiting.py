@@ -60,23 +60,28 @@ class Signal:
         hub = get_hub()
         waiter = Waiter(hub)
         self._waiters.append(waiter)
-        timer = None
-        remaining = None if deadline is None else deadline.remaining()
+        if deadline is None or deadline.at is None:
+            try:
+                waiter.get()
+            except BaseException:
+                self._forget(waiter)
+                raise
+            return
+        timer = hub.loop.timer(deadline.remaining())
         try:
-            if remaining is not None:
-                timer = hub.loop.timer(remaining)
-                timer.start(waiter.switch, _EXPIRED, update=True)
+            timer.start(waiter.switch, _EXPIRED, update=True)
             result = waiter.get()
         finally:
-            if timer is not None:
-                timer.stop()
-                timer.close()
-            # Not there any more if it was notified.
-            if waiter in self._waiters:
-                self._waiters.remove(waiter)
+            timer.stop()
+            timer.close()
+            self._forget(waiter)
         if result is _EXPIRED:
-            assert deadline is not None
             raise TimeoutError(f"timed out after {deadline.timeout:g} s")
+
+    def _forget(self, waiter: Any) -> None:
+        # Not there any more if it was notified.
+        if waiter in self._waiters:
+            self._waiters.remove(waiter)
 
     def notify(self) -> None:
         """Make everybody ready who waits now. Does not switch."""

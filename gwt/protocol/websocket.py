@@ -2,38 +2,23 @@
 A WebSocket connection (RFC 6455) after its handshake: bytes and a time in, events and bytes out.
 
 wsproto's frame layer parses; what it leaves to its driver is here: messages put together, closing,
-pings, when to give up. The one file that touches its private attributes, for a short way past it
-that whole messages take; without them everything takes wsproto's way. The handshake is in
-wshandshake.py, limits and frames in wsframes.py, compression in deflate.py.
+pings, when to give up. Whole messages take a short way past it, which is in wsshort.py; the two are
+all that touches its private attributes. The handshake is in wshandshake.py, limits and frames in
+wsframes.py, compression in deflate.py.
 """
 
 from __future__ import annotations
 
 import os
 
-from wsproto.frame_protocol import (
-    Frame,
-    FrameDecoder,
-    FrameProtocol,
-    Opcode,
-    ParseFailed,
-    XorMaskerSimple,
-)
+from wsproto.frame_protocol import Frame, FrameProtocol, Opcode, ParseFailed
 
 from ..errors import LocalProtocolError
 from .deflate import Compression, Deflater, Inflater, as_compression
 from .wsevents import Closed, Event, Fragment, Message, Ping, Pong
-from .wsframes import (
-    Assembly,
-    Data,
-    Guard,
-    Writer,
-    encode,
-    encode_frame,
-    mask,
-    payload_of,
-)
+from .wsframes import Assembly, Data, Guard, Writer, encode, payload_of
 from .wshandshake import Agreement
+from .wsshort import Decoder, message_in, works
 
 __all__ = [
     "FAST",
@@ -56,105 +41,8 @@ MAX_PINGS = 256
 MAX_REASON = 123
 
 
-# -- The short way past wsproto ----------------------------------------------------------------
-
-
-class _Masker:
-    """wsproto's masker for frames that come in parts, with our mask."""
-
-    def __init__(self, key: bytes | bytearray) -> None:
-        self._key = bytes(key)
-
-    def process(self, data: bytearray) -> bytes:
-        key = self._key
-        turn = len(data) & 3
-        self._key = key[turn:] + key[:turn]
-        return mask(data, key)
-
-
-class _Decoder(FrameDecoder):
-    """wsproto's, with a short way for whole messages in one frame."""
-
-    def parse_header(self) -> bool:
-        parsed = super().parse_header()
-        if isinstance(self.masker, XorMaskerSimple):
-            self.masker = _Masker(self.masker._masking_key)  # type: ignore[assignment]
-        return parsed
-
-    def whole(self, limit: int) -> str | bytes | None:
-        """
-        Take a message that is whole, in one frame, and nothing special; else take nothing.
-
-        Whatever is wrong or unusual with what comes next is left for wsproto to find.
-        """
-        data = self.buffer.buffer
-        have = len(data)
-        if have < 2 or self.header is not None:
-            return None
-        first = data[0]
-        if first != 0x81 and first != 0x82:
-            return None
-        size = data[1]
-        if self.client:
-            start = 2
-        else:
-            start = 6
-            size -= 0x80
-        if not 0 <= size < 126:
-            if size == 126 and have >= 4:
-                start += 2
-                size = data[2] << 8 | data[3]
-                shortest = 126
-            elif size == 127 and have >= 10:
-                start += 8
-                size = int.from_bytes(data[2:10], "big")
-                shortest = 0x10000
-            else:
-                return None
-            if size < shortest:
-                return None
-        end = start + size
-        if have < end or size > limit:
-            return None
-        payload: bytes | bytearray = data[start:end]
-        if not self.client:
-            payload = mask(payload, data[start - 4 : start])
-        message: str | bytes
-        if first == 0x81:
-            try:
-                message = payload.decode()
-            except UnicodeDecodeError:
-                return None
-        else:
-            message = bytes(payload)
-        del data[:end]
-        return message
-
-
-def _works() -> bool:
-    """Whether the installed wsproto is the one that the short way was written for."""
-    try:
-        proto = FrameProtocol(False, [])
-        decoder = _Decoder(False, proto._frame_decoder.extensions)
-        proto._frame_decoder = decoder
-        for data in ("ab", b"cd"):
-            proto.receive_bytes(
-                encode_frame(0x81 if data == "ab" else 0x82, payload_of(data), True)
-            )
-            if proto._message_decoder.opcode is not None or decoder.whole(2) != data:
-                return False
-        proto.receive_bytes(encode_frame(0x02, b"e" * 5, True)[:-2])
-        if decoder.whole(9) is not None or len(list(proto.received_frames())) != 1:
-            return False
-        if decoder.header is None or proto._message_decoder.opcode is not Opcode.BINARY:
-            return False
-        return not decoder.buffer.buffer and decoder.buffer.bytes_used == 0
-    except (AttributeError, TypeError, AssertionError):
-        return False
-
-
 # Whether whole messages take the short way.
-FAST = _works()
+FAST = works()
 
 
 # -- The connection ----------------------------------------------------------------------------
@@ -237,9 +125,9 @@ class WebSocketProtocol:
         self._guard = Guard(inflater, max_size, max_fragments)
         self._limit = 2**62 if max_size is None else max_size
         self._proto = FrameProtocol(is_client, [self._guard])
-        self._decoder: _Decoder | None = None
+        self._decoder: Decoder | None = None
         if FAST:
-            self._decoder = _Decoder(is_client, [self._guard])
+            self._decoder = Decoder(is_client, [self._guard])
             self._proto._frame_decoder = self._decoder
         self._assembly = Assembly()
         self._begun = False  # a message has been told in part
@@ -258,6 +146,29 @@ class WebSocketProtocol:
         self._held = False
 
     # -- in --
+
+    def message(self, data: bytes) -> str | bytes | None:
+        """
+        Return the message that bytes are which arrived, if they are just that: one, in one frame.
+
+        None says that nothing was taken: they are for receive_data().
+        """
+        decoder = self._decoder
+        if (
+            decoder is None
+            or self.state != "open"
+            or decoder.buffer.buffer
+            or decoder.header is not None
+            or self._proto._message_decoder.opcode is not None
+            or self.fragments
+        ):
+            return None
+        found = message_in(data, decoder.client, self._limit, len(data))
+        if found is None:
+            return None
+        self._bytes_in += len(data)
+        self._messages_in += 1
+        return found[0]
 
     def receive_data(self, data: bytes, now: float, limit: int = 64) -> list[Event]:
         """
@@ -390,6 +301,11 @@ class WebSocketProtocol:
         """Send a whole message: str as text, bytes as binary."""
         self._check_open()
         self._writer.message(data)
+
+    def encoded(self, data: Data) -> bytes:
+        """Return what sends a whole message, behind what is to be sent before; forget both."""
+        self._check_open()
+        return self._writer.encoded(data)
 
     def send_fragment(self, data: Data, *, text: bool, first: bool, final: bool) -> None:
         """Send a part of a message, whose kind is said with each part."""

@@ -88,8 +88,8 @@ def _masks(mask: Mask) -> bool:
     for size in (0, 1, 3, 4, 5, 64, 1023, 1024, 1027, 4096):
         data = bytes(range(256)) * 16
         expected = XorMaskerSimple(key).process(bytearray(data[:size]))
-        for kind in (bytes, bytearray):
-            masked = mask(kind(data[:size]), kind(key))
+        for kind in (bytes, bytearray, memoryview):
+            masked = mask(kind(data[:size]), bytearray(key) if kind is bytearray else key)
             if type(masked) is not bytes or masked != expected:
                 return False
     return True
@@ -202,6 +202,19 @@ class Writer:
 
     def message(self, data: Data) -> None:
         """Add a whole message. Raises LocalProtocolError while another one is in fragments."""
+        frame = self._whole(data)
+        self._answer()
+        self._out.append(frame)
+
+    def encoded(self, data: Data) -> bytes:
+        """Take what is to be sent, with a whole message behind it."""
+        frame = self._whole(data)
+        if self._out or self._pongs:
+            frame = b"".join((*self.take(), frame))
+        self.bytes += len(frame)
+        return frame
+
+    def _whole(self, data: Data) -> bytes:
         if self._open:
             raise LocalProtocolError("Another message is being sent in fragments.")
         payload = payload_of(data)
@@ -209,9 +222,8 @@ class Writer:
         if self._deflater is not None and len(payload) >= self._deflater.threshold:
             payload = self._deflater.compress(payload, final=True)
             first |= 0x40
-        self._answer()
-        self._out.append(encode_frame(first, payload, self._masked))
         self.messages += 1
+        return encode_frame(first, payload, self._masked)
 
     def fragment(self, data: Data, *, text: bool, first: bool, final: bool) -> None:
         """Add a part of a message. Raises LocalProtocolError where it does not fit."""

@@ -14,7 +14,7 @@ from wsproto.connection import Connection, ConnectionState, ConnectionType
 from wsproto.frame_protocol import FrameProtocol, Opcode, XorMaskerSimple
 
 from gwt.errors import LocalProtocolError
-from gwt.protocol import websocket, wsframes
+from gwt.protocol import websocket, wsframes, wsshort
 from gwt.protocol.websocket import (
     Closed,
     Fragment,
@@ -89,7 +89,7 @@ class TestSeam:
         # A frame in parts comes through it, and is unmasked by ours.
         frame = from_client(0x82, b"0123456789")
         assert protocol.receive_data(frame[:8], 0.0) == []
-        assert isinstance(protocol._decoder.masker, websocket._Masker)
+        assert isinstance(protocol._decoder.masker, wsshort.Masker)
         assert protocol.receive_data(frame[8:], 0.0) == [Message(b"0123456789")]
 
     @pytest.mark.parametrize("broken", ["_frame_decoder", "_message_decoder"])
@@ -100,14 +100,85 @@ class TestSeam:
                     raise AttributeError(name)
                 return super().__getattribute__(name)
 
-        monkeypatch.setattr(websocket, "FrameProtocol", Other)
-        assert websocket._works() is False
+        monkeypatch.setattr(wsshort, "FrameProtocol", Other)
+        assert wsshort.works() is False
 
     @pytest.mark.parametrize("size", SIZES)
     @pytest.mark.parametrize("data", ["text", "bytes"])
     def test_frames_are_those_of_wsproto(self, size, data):
         message = "x" * size if data == "text" else b"x" * size
         assert encode(message) == FrameProtocol(False, []).send_data(message)
+
+
+class TestOneMessage:
+    """Bytes that are just one message need not be taken by receive_data()."""
+
+    @pytest.mark.parametrize("client", [True, False])
+    @pytest.mark.parametrize("size", SIZES)
+    @pytest.mark.parametrize("data", ["text", "bytes"])
+    def test_it_is_what_receive_data_says(self, client, size, data):
+        message = "x" * size if data == "text" else b"x" * size
+        sender, receiver, other = make(not client), make(client), make(client)
+        frame = sender.encoded(message)
+        assert receiver.message(frame) == message
+        assert other.receive_data(frame, 0.0) == [Message(message)]
+        assert receiver.stats() == other.stats()
+        assert receiver.message(frame) == message
+
+    @pytest.mark.parametrize(
+        "data",
+        [
+            b"",
+            b"\x82",
+            from_client(0x82, b"whole")[:-1],
+            from_client(0x82, b"whole") + b"\x82",
+            from_client(0x82, b"one") + from_client(0x82, b"two"),
+            from_client(0x02, b"part"),
+            from_client(0xC2, b"reserved bit"),
+            from_client(0x89, b"ping"),
+            from_client(0x88, b""),
+            from_client(0x81, b"\xff"),
+            from_client(0x82, b"x" * 101),
+            b"\x82\x03abc",
+            b"\x82\xfe\0\x01\0\0\0\0a",
+        ],
+    )
+    def test_anything_else_is_left_alone(self, data):
+        receiver, other = make(max_size=100), make(max_size=100)
+        assert receiver.message(data) is None
+        assert receiver.receive_data(data, 0.0) == other.receive_data(data, 0.0)
+        assert receiver.data_to_send() == other.data_to_send()
+
+    @pytest.mark.parametrize(
+        "before",
+        [b"\x82", b"\x82\x84", from_client(0x02, b"part"), from_client(0x82, b"cut")[:7]],
+    )
+    def test_nor_is_it_taken_behind_something_that_is_not_over(self, before):
+        receiver = make()
+        receiver.receive_data(before, 0.0)
+        assert receiver.message(from_client(0x82, b"whole")) is None
+
+    def test_nor_while_messages_are_told_in_parts_or_the_end_has_come(self):
+        receiver = make()
+        receiver.fragments = True
+        assert receiver.message(from_client(0x82, b"whole")) is None
+        receiver.fragments = False
+        receiver.close(now=0.0)
+        assert receiver.message(from_client(0x82, b"whole")) is None
+
+    @given(st.binary(max_size=200), st.sampled_from([0x81, 0x82]))
+    def test_whatever_it_says_is_right(self, payload, first):
+        frame = from_client(first, payload)
+        receiver, other = make(), make()
+        message = receiver.message(frame)
+        events = other.receive_data(frame, 0.0)
+        assert (events == [Message(message)]) is (message is not None)
+
+    def test_what_waits_to_be_sent_goes_before(self):
+        protocol = make()
+        protocol.receive_data(from_client(0x89, b"ping"), 0.0)
+        assert protocol.encoded(b"x") == b"\x8a\x04ping\x82\x01x"
+        assert protocol.data_to_send() == []
 
 
 def _maskers():
