@@ -238,7 +238,8 @@ class WebSocket(Driver):
                 if self._error is not None:
                     raise self._error.again()
                 self._received.wait(deadline)
-            item = self._unread.popleft()
+            unread = self._unread
+            item = unread.pop(0) if isinstance(unread, list) else unread.popleft()
             if self._held:
                 self._hold_or_release()
             if not self._skipping:

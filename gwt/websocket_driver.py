@@ -31,6 +31,9 @@ _FRAMES = 64
 _STEP = 16
 _SECONDS = 0.002
 
+# Up to here a list is as fast as a deque, and 700 bytes smaller.
+_SHORT_QUEUE = 256
+
 # Pings that are answered while the socket takes nothing; then it is not read any more.
 _UNTAKEN_PONGS = 256
 
@@ -84,7 +87,9 @@ class Driver:
 
         # Messages, and fragments, that nobody has received yet; who waits for one, for room to
         # send, and for the end.
-        self._unread: deque[str | bytes | Fragment] = deque()
+        self._unread: list[str | bytes | Fragment] | deque[str | bytes | Fragment] = (
+            [] if max_queue is not None and max_queue <= _SHORT_QUEUE else deque()
+        )
         self._discarded = 0
         self._received = Signal()
         self._writable = Signal()

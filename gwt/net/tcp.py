@@ -58,7 +58,7 @@ class TcpReceiver(Protocol):
 
 class TcpConnection:
     """
-    A connected gevent socket, plain or TLS, in the hub of this thread; it is ours from now on.
+    A connected socket, plain or TLS, in the hub of this thread; it is ours from now on.
 
     start() begins to read. After close() or abort() the receiver hears nothing more.
     """

@@ -53,13 +53,17 @@ class Signal:
     __slots__ = ("_waiters",)
 
     def __init__(self) -> None:
-        self._waiters: list[Any] = []
+        # No list while nobody waits: there are many of these.
+        self._waiters: list[Any] | tuple[()] = ()
 
     def wait(self, deadline: Deadline | None = None) -> None:
         """Block until notify(); raises the builtin TimeoutError at the deadline."""
         hub = get_hub()
         waiter = Waiter(hub)
-        self._waiters.append(waiter)
+        if self._waiters:
+            self._waiters.append(waiter)
+        else:
+            self._waiters = [waiter]
         if deadline is None or deadline.at is None:
             try:
                 waiter.get()
@@ -80,14 +84,14 @@ class Signal:
 
     def _forget(self, waiter: Any) -> None:
         # Not there any more if it was notified.
-        if waiter in self._waiters:
+        if self._waiters and waiter in self._waiters:
             self._waiters.remove(waiter)
 
     def notify(self) -> None:
         """Make everybody ready who waits now. Does not switch."""
         waiters = self._waiters
         if waiters:
-            self._waiters = []
+            self._waiters = ()
             run_callback = get_hub().loop.run_callback
             for waiter in waiters:
                 run_callback(waiter.switch, None)

@@ -14,8 +14,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import gevent
-import gevent.socket
-from gevent import Greenlet
+from gevent import Greenlet, monkey
 from gevent.pool import Group
 
 from ..config import ServerConfig
@@ -35,8 +34,17 @@ __all__ = ["Door", "Handler"]
 
 logger = logging.getLogger("gwt.server")
 
+_socket = monkey.get_original("socket", "socket")
+
 # The header of a request, all lines together.
 _MAX_HEADER = 64 * 1024
+
+
+class _HandlerGreenlet(Greenlet):  # type: ignore[misc]
+    """A greenlet that does not keep ten frames of who spawned it: it is always this module."""
+
+    __slots__ = ()
+    spawning_stack_limit = 1
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,6 +75,9 @@ class Door(Gate):
         self._connections = connections
         self._handlers = handlers
 
+        # Of each route, its options with the server's.
+        self._configs: dict[Route, ServerConfig] = {}
+
     def knock(self, asked: UpgradeRequest, request: Request) -> _Admitted | Refusal | None:
         """
         Decide about a request that asks for an upgrade; None leaves it to the WSGI application.
@@ -81,7 +92,9 @@ class Door(Gate):
             if self.stopping or len(self._handlers) >= self.config.max_handlers:
                 self.counters["websockets_refused"] += 1
                 raise Reject(503)
-            config = route.config(self.config)
+            config = self._configs.get(route)
+            if config is None:
+                config = self._configs[route] = route.config(self.config)
             self.admit(request, config)
             self.app.admit(request)
             subprotocol = next((s for s in config.subprotocols if s in request.subprotocols), None)
@@ -121,7 +134,7 @@ class Door(Gate):
             return
         connection.write([admitted.answer])
         websocket.start(early)
-        greenlet = Greenlet(self._run, websocket, admitted.route, admitted.params)
+        greenlet = _HandlerGreenlet(self._run, websocket, admitted.route, admitted.params)
         greenlet.name = f"gwt-{websocket.id} {websocket.path[:64]}"
         self._handlers.add(greenlet)
         greenlet.start()
@@ -129,7 +142,11 @@ class Door(Gate):
     def _run(self, websocket: WebSocket, route: Route, params: dict[str, Any]) -> None:
         logger.info("WebSocket %s opened: %s", websocket.id, websocket.path)
         try:
-            route.handler(websocket, **params)
+            # Not by ** where there is nothing: an idle greenlet keeps the C stack that this takes.
+            if params:
+                route.handler(websocket, **params)
+            else:
+                route.handler(websocket)
         except (Exception, SystemExit, gevent.Timeout) as exc:
             # Boundary to user code: a handler. That the WebSocket ended under it is no failure.
             if isinstance(exc, GwtError) and websocket.state.value != "open":
@@ -230,6 +247,7 @@ class Handler(LazyHandler):
             sock, early = self.take()
             self.environ = None
             if not self.server.ssl_enabled:
-                # The server closes the object that it knows.
-                sock = gevent.socket.socket(sock.family, sock.type, sock.proto, sock.detach())
+                # The server closes the object that it knows; and gevent's sockets have watchers of
+                # their own, which nothing here needs.
+                sock = _socket(sock.family, sock.type, sock.proto, sock.detach())
             self.gate.let_in(verdict, sock, early)
