@@ -25,6 +25,7 @@ PACKAGE = ROOT / "gwt"
 FLOORS = {
     "gwt.errors": 0,
     "gwt.config": 0,
+    "gwt.config_common": 0,
     "gwt.observe": 0,
     "gwt.options": 0,
     "gwt.version": 0,
