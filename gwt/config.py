@@ -98,6 +98,24 @@ class ServerConfig(TransportConfig):
     http_keep_alive_timeout: float = 15.0
     """How long an HTTP/1.1 connection may be idle between two requests."""
 
+    min_body_rate: int | None = 1000
+    """
+    Bytes a second that the body of an HTTP/1.1 request must bring on average while it is waited
+    for; else 408. None: any. Links are faster; who only wants to hold a greenlet is slower.
+    """
+
+    body_grace: float = 20.0
+    """
+    Seconds that a body may fall behind that rate. A TLS record is seen when it is whole, which
+    takes 16 of them.
+    """
+
+    response_timeout: float | None = 60.0
+    """
+    How long an HTTP/1.1 response may wait for its client to read on; None: any time. Browsers
+    that pause a download ask again for the rest.
+    """
+
     reuse_port: bool = False
     """Set SO_REUSEPORT. Off, so that a second server on a port is an error."""
 
@@ -112,6 +130,8 @@ class ServerConfig(TransportConfig):
                 "unused_timeout",
                 "request_timeout",
                 "http_keep_alive_timeout",
+                "body_grace",
+                "response_timeout",
                 "connection_idle_check_interval",
             ),
             at_least={
@@ -120,7 +140,9 @@ class ServerConfig(TransportConfig):
                 "max_handlers": 1,
                 "max_pending_handshakes": 1,
                 "retry_threshold": 1,
+                "min_body_rate": 1,
             },
+            optional=("response_timeout", "min_body_rate"),
         )
         if self.retry not in ("off", "on", "auto"):
             raise bad("retry", self.retry, '"off", "on" or "auto"')

@@ -1,10 +1,10 @@
 """
 From an HTTP/1.1 request to a WebSocket of a route: who is admitted, the handler's greenlet.
 
-``Door`` decides and counts; ``Handler`` is gevent.pywsgi's, with limits on time and size that it
-lacks. Once a request is upgraded its connection keeps nothing of pywsgi: the socket is taken out,
-what came behind the request goes along, and pywsgi's greenlet ends. Requests without a route are
-lazy.py's affair: they are offered to the WSGI application.
+``Door`` decides and counts; ``Handler`` asks it. Once a request is upgraded its connection keeps
+nothing of pywsgi: the socket is taken out, what came behind the request goes along, and pywsgi's
+greenlet ends. Requests without a route are lazy.py's affair: they are offered to the WSGI
+application. How long requests may take, and how they may look, is http.py's.
 """
 
 from __future__ import annotations
@@ -28,6 +28,7 @@ from ..websocket import WebSocket
 from ..websocket_lazy import phrase, refusal
 from .app import App, Route
 from .gate import INTERNAL_ERROR, Gate
+from .http import LimitedHandler
 from .lazy import LazyHandler
 
 __all__ = ["Door", "Handler"]
@@ -35,9 +36,6 @@ __all__ = ["Door", "Handler"]
 logger = logging.getLogger("gwt.server")
 
 _socket = monkey.get_original("socket", "socket")
-
-# The header of a request, all lines together.
-_MAX_HEADER = 64 * 1024
 
 
 class _HandlerGreenlet(Greenlet):  # type: ignore[misc]
@@ -177,60 +175,11 @@ def _response(answer: Refusal) -> bytes:
     return head.encode() + answer.body
 
 
-class _Bounded:
-    """The lines of one request's header, up to a limit in all."""
-
-    def __init__(self, file: Any) -> None:
-        self._file = file
-        self._left = _MAX_HEADER
-
-    def readline(self, limit: int = -1) -> bytes:
-        line: bytes = self._file.readline(limit)
-        self._left -= len(line)
-        if self._left < 0:
-            raise ValueError("the header is too long")
-        return line
-
-
-class Handler(LazyHandler):
+class Handler(LazyHandler, LimitedHandler):
     """One HTTP/1.1 connection, until it ends or becomes a WebSocket."""
 
-    _timeout: Any = None
-    _first = True
-
-    def handle_one_request(self) -> Any:
-        config = self.server.door.config
-        # The first request has the time of a header only: the peer connected to say something.
-        self._first = self.requestline is None
-        self._timeout = gevent.Timeout.start_new(
-            config.request_timeout if self._first else config.http_keep_alive_timeout
-        )
-        try:
-            return super().handle_one_request()
-        except gevent.Timeout as exc:
-            if exc is not self._timeout:
-                raise
-            self.server.door.counters["requests_timed_out"] += 1
-            return None
-        finally:
-            self._timeout.close()
-
-    def MessageClass(self, file: Any, *args: Any) -> Any:
-        if not self._first:
-            # Between two requests other limits hold than within one.
-            self._timeout.close()
-            self._timeout = gevent.Timeout.start_new(self.server.door.config.request_timeout)
-        headers = super().MessageClass(_Bounded(file), *args)
-        self._timeout.close()
-        lengths = headers.get_all("content-length") or []
-        codings = headers.get_all("transfer-encoding") or []
-        # A request that two parsers could end in two places is how one is smuggled through a
-        # proxy (RFC 9112 6.3).
-        if codings and (lengths or [each.strip().lower() for each in codings] != ["chunked"]):
-            raise ValueError("the length of the body is ambiguous")
-        if len(lengths) > 1 or not all(each.isascii() and each.isdigit() for each in lengths):
-            raise ValueError("Content-Length is malformed")
-        return headers
+    def limits(self) -> tuple[ServerConfig, Counters]:
+        return self.gate.config, self.gate.counters
 
     @property
     def gate(self) -> Door:  # type: ignore[override]
