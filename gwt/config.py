@@ -51,7 +51,16 @@ class ServerConfig(TransportConfig):
     """Whether the server pings quiet peers. Off: clients keep their connections alive."""
 
     max_connections: int = 20_000
-    """Connections at a time; one more is refused with CONNECTION_REFUSED."""
+    """
+    Connections at a time, QUIC and WebSocket together; one more is refused with
+    CONNECTION_REFUSED or 503. As many HTTP/1.1 connections; one more waits to be accepted.
+    """
+
+    max_connections_per_address: int | None = None
+    """
+    The same for one address, TCP and QUIC together; IPv6 addresses count by their /64. None: any
+    number, since a proxy, or a provider's NAT, is one address for thousands.
+    """
 
     max_sessions: int = 100_000
     """Sessions at a time; one more is refused with 503."""
@@ -136,13 +145,14 @@ class ServerConfig(TransportConfig):
             ),
             at_least={
                 "max_connections": 1,
+                "max_connections_per_address": 1,
                 "max_sessions": 1,
                 "max_handlers": 1,
                 "max_pending_handshakes": 1,
                 "retry_threshold": 1,
                 "min_body_rate": 1,
             },
-            optional=("response_timeout", "min_body_rate"),
+            optional=("response_timeout", "min_body_rate", "max_connections_per_address"),
         )
         if self.retry not in ("off", "on", "auto"):
             raise bad("retry", self.retry, '"off", "on" or "auto"')

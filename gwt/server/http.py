@@ -204,6 +204,9 @@ class LimitedHandler(WSGIHandler):  # type: ignore[misc]
         hosts = self.headers.get_all("host") or []
         if len(hosts) > 1 or (not hosts and self.request_version != "HTTP/1.0"):
             raise ValueError("Host must be there once")
+        if self.server.full():
+            # Others wait to be accepted.
+            self.close_connection = True
         return done
 
     def MessageClass(self, file: Any, *args: Any) -> Any:

@@ -20,6 +20,7 @@ from ..connection import WebTransportConnection
 from ..errors import LimitExceeded
 from ..manager.connection import ConnectionManager
 from ..net.udp import NEWCOMER, Address, NewcomerType, UdpEndpoint
+from ..net.udpsocket import shown
 from ..observe import Counters
 from ..protocol import codes, packets, retry
 from ..protocol.events import SessionRequested
@@ -27,6 +28,7 @@ from ..protocol.farewell import Farewells
 from ..protocol.quic import Quic
 from ..protocol.seam import VERSIONS, QuicOptions
 from ..protocol.webtransport import WebTransport
+from .peers import Peers
 
 __all__ = ["QuicListener"]
 
@@ -42,12 +44,14 @@ class QuicListener:
         connections: ConnectionManager,
         on_request: Callable[[WebTransportConnection, SessionRequested], None],
         *,
+        peers: Peers | None = None,
         retry_key: bytes | None = None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self.config = config
         self.connections = connections
         self.counters = Counters()
+        self._peers = peers if peers is not None else Peers(None, self.counters)
         self._on_request = on_request
         self._options = QuicOptions.of(
             config,
@@ -151,18 +155,19 @@ class QuicListener:
             self.counters["tokens_invalid"] += 1
             answer = packets.encode_refusal(newcomer, codes.QUIC_INVALID_TOKEN, str(exc))
         else:
-            if original is not None or not self._retry_wanted:
+            if original is not None or not self._retry_wanted(address):
                 return original or newcomer.destination
             self.counters["retries_sent"] += 1
             answer = retry.encode_retry(self._retry_key, newcomer, address, now)
         self.endpoint.send([answer], address, local)
         return None
 
-    @property
-    def _retry_wanted(self) -> bool:
+    def _retry_wanted(self, address: Address) -> bool:
         config = self.config
         if self._stopping or config.retry != "auto":
             return config.retry == "on" and not self._stopping
+        if self._peers.crowded(shown(address)):
+            return True
         return len(self._unfinished) + len(self.endpoint.newcomers) >= config.retry_threshold
 
     def _newcomer(
@@ -172,8 +177,8 @@ class QuicListener:
         original = self._admit(newcomer, address, local)
         if original is None:
             return None
-        connection = None
-        if not self._stopping:
+        connection, peer = None, shown(address)
+        if not self._stopping and self._peers.admit(peer):
             retried = original != newcomer.destination
             quic = Quic(
                 self._options,
@@ -201,6 +206,7 @@ class QuicListener:
             refusal = packets.encode_refusal(newcomer, codes.QUIC_CONNECTION_REFUSED, reason)
             self.endpoint.send([refusal], address, local)
             return None
+        self._peers.hold(connection, peer)
         connection.handshake_deadline = self._clock() + self.config.handshake_timeout
         connection.on_request = self._on_request
         connection.on_end(self._ended)

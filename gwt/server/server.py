@@ -36,6 +36,7 @@ from .access import host_allowed, origin_allowed
 from .app import App, Route
 from .binding import Bound, bind_both, parse_bind
 from .listener import QuicListener
+from .peers import Peers
 from .tcp import HttpListener
 from .upgrade import Door
 
@@ -125,6 +126,7 @@ class Server:
         """Return counters of the server, its managers, its UDP socket, and what was refused."""
         return {
             "handlers": len(self._handlers),
+            "http_connections": self._tcp.connections if self._tcp is not None else 0,
             "connections": self.connections.get_stats(),
             "sessions": self.sessions.get_stats(),
             "udp": self._udp.stats() if self._udp is not None else {},
@@ -153,6 +155,7 @@ class Server:
         self.app.start()
         try:
             self._bound = bind_both(self._bind, config)
+            peers = Peers(config.max_connections_per_address, self.counters)
             self.connections.start()
             self.sessions.start()
             if self._bound.udp is not None:
@@ -162,9 +165,12 @@ class Server:
                     self.certificate,
                     self.connections,
                     self._session_requested,
+                    peers=peers,
                 )
                 self._udp.start()
-            self._door = Door(self.app, config, self.connections, self._handlers, self.counters)
+            self._door = Door(
+                self.app, config, self.connections, self._handlers, self.counters, peers
+            )
             self._tcp = HttpListener(self._bound.tcp, self.app, config, self._door)
             self._tcp.start()
         except BaseException:

@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterable
 from typing import Any
 
 import gevent
+import gevent.socket
 from gevent import ssl
 from gevent.pool import Pool
 from gevent.pywsgi import WSGIServer
@@ -18,11 +19,19 @@ from gevent.pywsgi import WSGIServer
 from .. import tracing
 from ..config import ServerConfig
 from ..errors import CertificateError
+from ..net.tcp import TcpConnection
 from ..net.udpsocket import Address, shown
 from .app import App
 from .upgrade import Door, Handler
 
 __all__ = ["HttpListener"]
+
+
+_UNAVAILABLE = b"HTTP/1.1 503 Service Unavailable\r\nConnection: close\r\nContent-Length: 0\r\n\r\n"
+
+# To tell a peer that it has too many connections takes a descriptor, and time of its choice. Beyond
+# this they are closed without a word.
+_MAX_REFUSING = 64
 
 
 def _nothing(environ: dict[str, Any], start_response: Callable[..., Any]) -> Iterable[bytes]:
@@ -38,30 +47,86 @@ class _Server(WSGIServer):  # type: ignore[misc]
     def __init__(self, *args: Any, door: Door, **options: Any) -> None:
         super().__init__(*args, **options)
         self.door = door
+        # Connections over the limit of their address: TLS handshakes under way, and those that are
+        # told.
+        self._shaking = 0
+        self._refused: list[TcpConnection] = []
 
     def handle(self, sock: Any, address: Address) -> None:
         # Applications are told plain addresses, as sessions have them.
-        self.handler_class(sock, shown(address), self).handle()
+        peer, peers = shown(address), self.door.peers
+        if not peers.admit(peer):
+            # The server closes the object that it knows.
+            self._refuse(gevent.socket.socket(sock.family, sock.type, sock.proto, sock.detach()))
+            return
+        peers.enter(peer)
+        try:
+            self.handler_class(sock, peer, self).handle()
+        finally:
+            peers.leave(peer)
 
     def wrap_socket_and_handle(self, client_socket: Any, address: Address) -> None:
-        # Empties `client_socket`; the descriptor is the new one's.
-        sock = self.wrap_socket(client_socket, do_handshake_on_connect=False, **self.ssl_args)
-        limit = gevent.Timeout(self.door.config.request_timeout)
+        peer, peers = shown(address), self.door.peers
+        if not peers.admit(peer):
+            self._refuse_by_tls(client_socket)
+            return
+        peers.enter(peer)
+        try:
+            sock = self._shake_hands(client_socket)
+            if sock is not None:
+                self._handle_by_tls(sock, peer)
+        finally:
+            peers.leave(peer)
+
+    def _handle_by_tls(self, sock: Any, peer: Address) -> None:
         handler = None
         try:
-            with limit:
-                sock.do_handshake()
-            handler = self.handler_class(sock, shown(address), self)
+            handler = self.handler_class(sock, peer, self)
             handler.handle()
-        except (OSError, gevent.Timeout) as exc:
-            if handler is not None or (isinstance(exc, gevent.Timeout) and exc is not limit):
-                raise
-            # Whoever connected does not speak TLS, or none that we do.
-            self.door.counters["tls_handshakes_failed"] += 1
         finally:
             # Not if it was handed over.
             if handler is None or not handler.upgraded:
                 sock.close()
+
+    def _shake_hands(self, client_socket: Any) -> Any:
+        """Return a TLS socket, which has the descriptor from now on; None if it came to nothing."""
+        sock = self.wrap_socket(client_socket, do_handshake_on_connect=False, **self.ssl_args)
+        limit = gevent.Timeout(self.door.config.request_timeout)
+        try:
+            with limit:
+                sock.do_handshake()
+        except BaseException as exc:
+            sock.close()
+            if exc is not limit and not isinstance(exc, OSError):
+                raise
+            # Whoever connected does not speak TLS, or none that we do.
+            self.door.counters["tls_handshakes_failed"] += 1
+            return None
+        return sock
+
+    def _refuse_by_tls(self, client_socket: Any) -> None:
+        if self._room_to_refuse():
+            self._shaking += 1
+            try:
+                sock = self._shake_hands(client_socket)
+            finally:
+                self._shaking -= 1
+            if sock is not None:
+                self._refuse(sock)
+
+    def _refuse(self, sock: Any) -> None:
+        """Say 503 before anything was asked, and close, if the peer lets us within a second."""
+        if not self._room_to_refuse():
+            sock.close()
+            return
+        connection = TcpConnection(sock)
+        connection.write([_UNAVAILABLE])
+        connection.close()
+        self._refused.append(connection)
+
+    def _room_to_refuse(self) -> bool:
+        self._refused = [each for each in self._refused if not each.closed]
+        return self._shaking + len(self._refused) < _MAX_REFUSING
 
 
 class HttpListener:
@@ -79,14 +144,20 @@ class HttpListener:
             options["ssl_context"] = context
         # A pool, or stopping would not know of the connections that are open. The access log is
         # the application's affair.
+        self._pool = Pool(config.max_connections)
         self._server = _Server(
             sock,
             app.wsgi or _nothing,
             log=None,
-            spawn=Pool(config.max_connections),
+            spawn=self._pool,
             door=door,
             **options,
         )
+
+    @property
+    def connections(self) -> int:
+        """How many HTTP/1.1 connections are open; WebSockets are none any more."""
+        return len(self._pool)
 
     def start(self) -> None:
         """Begin to accept."""

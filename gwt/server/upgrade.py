@@ -30,6 +30,7 @@ from .app import App, Route
 from .gate import INTERNAL_ERROR, Gate
 from .http import LimitedHandler
 from .lazy import LazyHandler
+from .peers import Peers
 
 __all__ = ["Door", "Handler"]
 
@@ -67,9 +68,11 @@ class Door(Gate):
         connections: ConnectionManager,
         handlers: Group,
         counters: Counters,
+        peers: Peers,
     ) -> None:
         super().__init__(config, counters)
         self.app = app
+        self.peers = peers
         self._connections = connections
         self._handlers = handlers
 
@@ -130,6 +133,7 @@ class Door(Gate):
             connection.write([_response(refusal(exc))])
             connection.close()
             return
+        self.peers.hold(websocket, websocket.remote_address)
         connection.write([admitted.answer])
         websocket.start(early)
         greenlet = _HandlerGreenlet(self._run, websocket, admitted.route, admitted.params)
