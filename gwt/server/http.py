@@ -75,7 +75,7 @@ class _Inflow(io.RawIOBase):
         self._sock = sock
         self._allowance: float | None = None
         self._grace = self._rate = 0.0
-        self._late: Callable[[], None] = self.relax
+        self._late: Callable[[], None] | None = None
 
     def expect(self, rate: int, grace: float, late: Callable[[], None]) -> None:
         """From here on `rate` bytes a second are due; `late` is called once if they do not come."""
@@ -83,7 +83,7 @@ class _Inflow(io.RawIOBase):
 
     def relax(self) -> None:
         """Expect nothing more."""
-        self._allowance, self._late = None, self.relax
+        self._allowance = self._late = None
 
     def readable(self) -> bool:
         return True
@@ -108,7 +108,8 @@ class _Inflow(io.RawIOBase):
             limit.close()
         if count is None:
             self._allowance = 0.0
-            self._late()
+            if self._late is not None:
+                self._late()
             raise self._error()
         left = max(0.0, self._allowance - (now() - began))
         self._allowance = min(self._grace, left + count / self._rate)

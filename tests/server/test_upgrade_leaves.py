@@ -1,0 +1,73 @@
+"""Nothing of pywsgi stays behind a WebSocket: neither objects nor frames nor its greenlet."""
+
+from __future__ import annotations
+
+import gc
+import weakref
+from typing import Any
+
+import gevent
+import pytest
+from gevent.event import Event
+
+import gwt
+from gwt import certificates
+from gwt.server import upgrade
+from tests.helpers import eventually
+
+
+@pytest.fixture(params=["plain", "tls"])
+def options(request: pytest.FixtureRequest, tmp_path: Any) -> dict[str, Any]:
+    if request.param == "plain":
+        return {}
+    cert, key = certificates.write(tmp_path, certificates.generate())
+    return {"certfile": cert, "keyfile": key}
+
+
+class Environ(dict):
+    """An environ that a weak reference can watch."""
+
+
+@pytest.mark.parametrize("middleware", [False, True])
+def test_a_websocket_keeps_nothing_of_its_request(options, middleware, monkeypatch):
+    watched: dict[str, Any] = {}
+    get_environ = upgrade.Handler.get_environ
+
+    def watching(handler):
+        environ = get_environ(handler)
+        parts = {
+            "handler": handler,
+            "rfile": handler.rfile,
+            "raw": handler.rfile.raw,
+            "headers": handler.headers,
+            "environ": environ,
+            "greenlet": gevent.getcurrent(),
+        }
+        watched.update((name, weakref.ref(part)) for name, part in parts.items())
+        return environ
+
+    monkeypatch.setattr(upgrade.Handler, "get_environ", watching)
+    app = gwt.App()
+    if middleware:
+        app.middleware(lambda request: None)
+    leave = Event()
+
+    @app.websocket("/<name>")
+    def handler(ws, name):
+        leave.wait()
+
+    with gwt.Server(app, "127.0.0.1:0", http3=False, **options) as server:
+        server._tcp._server.environ_class = Environ
+        scheme = "wss" if options else "ws"
+        gc.collect()
+        gc.disable()
+        try:
+            ws = gwt.connect("{}://{}:{}/x".format(scheme, *server.address), verify=not options)
+            assert len(watched) == 6
+            assert server.stats()["handlers"] == 1
+            # Without the collector: there are no cycles to be broken either.
+            eventually(lambda: not [name for name, ref in watched.items() if ref() is not None])
+        finally:
+            gc.enable()
+            leave.set()
+        ws.close()
