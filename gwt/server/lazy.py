@@ -28,6 +28,9 @@ __all__ = ["LazyHandler"]
 
 logger = logging.getLogger("gwt.server")
 
+# What of a refusal's header is not for middleware to say.
+_OURS = ("connection", "content-length", "transfer-encoding")
+
 
 class LazyHandler(WSGIHandler):  # type: ignore[misc]
     """One HTTP/1.1 connection, until it ends or becomes a WebSocket."""
@@ -136,7 +139,7 @@ class LazyHandler(WSGIHandler):  # type: ignore[misc]
         return sock, early or b""
 
     def refuse(self, answer: Refusal) -> None:
-        headers = [(name, value) for name, value in answer.headers if name.lower() != "connection"]
+        headers = [each for each in answer.headers if each[0].lower() not in _OURS]
         headers += [("Connection", "close"), ("Content-Length", str(len(answer.body)))]
         # What was sent behind the request is not another request.
         self.close_connection = True
