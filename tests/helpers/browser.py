@@ -13,6 +13,7 @@ import http.client
 import json
 import os
 import signal
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -185,6 +186,19 @@ class Chromium:
         if "error" in answer:
             raise ScriptError(answer["error"])
         return answer["value"]
+
+    @contextlib.contextmanager
+    def before_pages(self, script: str) -> Iterator[None]:
+        """Run a script in every page that is loaded meanwhile, before the page's own."""
+        answer = self._cdp("Page.addScriptToEvaluateOnNewDocument", source=script)
+        try:
+            yield
+        finally:
+            self._cdp("Page.removeScriptToEvaluateOnNewDocument", **answer)
+
+    def _cdp(self, command: str, **params: Any) -> Any:
+        path = f"{self._session}/goog/cdp/execute"
+        return self._command("POST", path, {"cmd": command, "params": params})
 
     def screenshot(self, path: Path) -> None:
         """Write a picture of the page to a PNG file."""

@@ -304,54 +304,77 @@ def test_the_subprotocol_that_the_server_prefers_is_agreed_on(serve):
 # The demo
 
 
+# Two messages go out, the first by itself; this is what the page shows then.
+DEMO = """
+const text = (id) => document.getElementById(id).textContent;
+const until = async (done) => {
+  while (!done()) await new Promise((resolve) => setTimeout(resolve, 10));
+};
+await within(10, until(() => document.querySelector('#log li')));
+document.getElementById('text').value = 'from the test';
+await within(10, until(() => !document.querySelector('button').disabled));
+document.querySelector('button').click();
+await within(10, until(() => document.querySelectorAll('#log li').length === 2));
+const shown = Object.fromEntries(['state', 'transport', 'url', 'stream', 'handshake'].map(
+  (id) => [id, text(id)]));
+if (shown.transport === 'WebTransport')
+  await within(10, until(() => text('datagram').endsWith('ms')));
+return {...shown, lines: [...document.querySelectorAll('#log span')].map((e) => e.textContent)};
+"""
+
+
 def test_the_demo_s_page_works(demo, page, tmp_path):
     page.go(f"{demo}/")
-    shown = page.run(
-        """
-        const text = (id) => document.getElementById(id).textContent;
-        const until = async (done) => {
-          while (!done()) await new Promise((resolve) => setTimeout(resolve, 10));
-        };
-        await within(10, until(() => document.querySelector('#log li')));
-        document.getElementById('text').value = 'from the test';
-        await within(10, until(() => !document.querySelector('button').disabled));
-        document.querySelector('button').click();
-        await within(10, until(() => document.querySelectorAll('#log li').length === 2));
-        await within(10, until(() => text('datagram').endsWith('ms')));
-        return [text('state'), text('stream'), text('handshake'),
-                [...document.querySelectorAll('#log span')].map((e) => e.textContent)];
-        """
-    )
-    state, stream, handshake, lines = shown
-    assert state == "connected"
-    assert stream.endswith(" ms")
-    assert handshake.endswith(" ms")
-    assert lines == ["from the test", "Hello, greenlet"]
+    shown = page.run(DEMO)
+    assert (shown["state"], shown["transport"]) == ("connected", "WebTransport")
+    assert shown["url"].startswith("https://")
+    assert shown["stream"].endswith(" ms")
+    assert shown["handshake"].endswith(" ms")
+    assert shown["lines"] == ["from the test", "Hello, greenlet"]
     page.screenshot(tmp_path / "page.png")
     assert (tmp_path / "page.png").read_bytes().startswith(b"\x89PNG")
 
 
-@pytest.mark.parametrize("missing", ["WebTransport", "secure context"])
-def test_the_demo_s_page_says_why_it_cannot_work(demo, page, missing):
-    # Run in the page's own realm before its script: a frame of a page that lacks the thing.
-    page.go(f"{demo}/health")
-    state = page.run(
-        """
-        const html = await (await fetch('/')).text();
-        const lack = args.missing === 'WebTransport'
-          ? 'delete window.WebTransport'
-          : 'Object.defineProperty(window, "isSecureContext", {value: false})';
-        const frame = document.createElement('iframe');
-        frame.srcdoc = html.replace('<head>', `<head><script>${lack}</script>`);
-        document.body.append(frame);
-        const state = () => frame.contentDocument?.getElementById('state');
-        await within(10, (async () => {
-          while (state()?.className !== 'failed')
-            await new Promise((resolve) => setTimeout(resolve, 10));
-        })());
-        return state().textContent;
-        """,
-        missing=missing,
-    )
-    assert "WebTransport" in state
-    assert ("no WebTransport" in state) is (missing == "WebTransport")
+@pytest.mark.parametrize(
+    ("before", "query", "why"),
+    [
+        ("delete window.WebTransport;", "", "this browser has no WebTransport"),
+        (
+            "Object.defineProperty(window, 'isSecureContext', {value: false});",
+            "",
+            "browsers have WebTransport on secure pages only",
+        ),
+        (
+            "window.WebTransport = class { closed = new Promise(() => {}); close() {}"
+            "  ready = Promise.reject(new Error('no UDP')); };",
+            "",
+            "WebTransport failed: no UDP",
+        ),
+        ("", "?transport=websocket", "as the address of this page asks for"),
+    ],
+    ids=["missing", "insecure", "failing", "unwanted"],
+)
+def test_the_demo_s_page_takes_websocket_without_webtransport(demo, page, before, query, why):
+    with page.before_pages(before):
+        page.go(f"{demo}/{query}")
+        shown = page.run(DEMO)
+    assert shown["state"] == "connected"
+    assert shown["transport"].startswith(f"WebSocket: {why}")
+    assert shown["url"] == demo.replace("http://", "ws://") + "/echo"
+    assert shown["lines"] == ["from the test", "Hello, greenlet"]
+
+
+def test_the_demo_s_page_says_why_it_cannot_work(demo, page):
+    with page.before_pages("delete window.WebTransport;"):
+        page.go(f"{demo}/?transport=webtransport")
+        state = page.run(
+            """
+            const state = document.getElementById('state');
+            await within(10, (async () => {
+              while (state.className !== 'failed')
+                await new Promise((resolve) => setTimeout(resolve, 10));
+            })());
+            return state.textContent;
+            """
+        )
+    assert state == "this browser has no WebTransport"
