@@ -127,9 +127,7 @@ class TcpConnection:
     def start(self, receiver: TcpReceiver | None = None) -> None:
         """Begin to read, for the receiver."""
         self._receiver = receiver or self._receiver
-        if self._sock is not None:
-            self._reading = True
-            self._reader.start(self._readable)
+        self.resume()
 
     def pause(self) -> None:
         """Read no more for now. The peer is stopped by TCP's flow control."""
@@ -142,6 +140,9 @@ class TcpConnection:
         if not self._reading and self._sock is not None and not self._ended:
             self._reading = True
             self._reader.start(self._readable)
+            if self._tls and self._sock.pending():
+                # Whoever read before took a part of a record: the rest wakes no watcher.
+                self._loop.run_callback(self._readable)
 
     def read_waiting(self) -> int:
         """Read what waits in the socket, at most 64 KiB, unless paused; returns how much it was."""

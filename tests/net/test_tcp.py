@@ -129,6 +129,24 @@ def test_what_the_socket_does_not_take_waits_in_order(ends):
     assert drain(theirs, 5) == b"again"
 
 
+@pytest.mark.parametrize("paused", [False, True])
+def test_what_tls_has_decrypted_before_is_read_too(contexts, paused):
+    ours, theirs = sockets()
+    server, client = contexts
+    shaking = gevent.spawn(server.wrap_socket, theirs, server_side=True)
+    ours, theirs = client.wrap_socket(ours), shaking.get(timeout=5)
+    theirs.sendall(bytes(16_000))
+    # As a buffered file does it.
+    assert len(ours.recv(8192)) == 8192
+    with using(ours, theirs) as (connection, receiver):
+        if paused:
+            connection.pause()
+            gevent.sleep(0.01)
+            assert not receiver.data
+            connection.resume()
+        eventually(lambda: len(receiver.data) == 16_000 - 8192)
+
+
 def test_one_wakeup_reads_at_most_64_kib(ends):
     connection, receiver, theirs = ends
     connection.pause()

@@ -15,6 +15,7 @@ from gevent import ssl
 import gwt
 from gwt import certificates
 from gwt.net.waiting import Deadline
+from gwt.protocol.wsframes import encode_frame
 
 KEY = "dGhlIHNhbXBsZSBub25jZQ=="
 
@@ -305,6 +306,10 @@ class TestTheConnection:
             ):
                 tls.sendall(request() + b"\x81\x85\x00\x00\x00\x00hello")
                 until(tls, b"\x81\x05hello")
+            # More than pywsgi's buffer takes of one record.
+            with dialled(server) as sock, context.wrap_socket(sock) as tls:
+                tls.sendall(request() + encode_frame(0x82, bytes(12_000) + b"end", True))
+                until(tls, b"end")
 
     def test_who_speaks_no_tls_is_let_go(self, tmp_path):
         cert, key = certificates.write(tmp_path, certificates.generate())
