@@ -27,7 +27,7 @@ from .states import WebSocketState
 from .websocket_common import Acknowledgement, closing_error, old_environ
 from .websocket_driver import Driver
 
-__all__ = ["WebSocket", "new_id", "protocol_of"]
+__all__ = ["WebSocket", "new_id", "protocol_of", "watch_over"]
 
 Data = str | bytes | bytearray | memoryview
 
@@ -94,6 +94,7 @@ class WebSocket(Driver):
         is_client: bool,
     ) -> Self:
         """Make one on a connection behind its handshake; start() lets it read. Does not wait."""
+        watch_over(connection, config)
         protocol = protocol_of(agreement, config, is_client=is_client)
         return cls(connection, protocol, request, max_queue=config.max_queue)
 
@@ -443,6 +444,12 @@ class WebSocket(Driver):
 def new_id() -> str:
     """Return an id that no other WebSocket of the process has."""
     return f"websocket-{next(_ids)}"
+
+
+def watch_over(connection: TcpConnection, config: ClientConfig | ServerConfig) -> None:
+    """Let TCP notice that a peer is gone, while its pongs are not looked for: in time with them."""
+    if config.ping_interval is not None and config.ping_timeout is not None:
+        connection.give_up_after(config.ping_interval + config.ping_timeout)
 
 
 def protocol_of(

@@ -52,6 +52,7 @@ class Driver:
         "_changed",
         "_clock",
         "_connection",
+        "_deserted",
         "_discarded",
         "_due",
         "_end_callbacks",
@@ -98,6 +99,9 @@ class Driver:
         # Whether reading is held back, because nobody receives or the peer takes no pongs.
         self._held = False
         self._unanswered = 0
+
+        # Whether the peer was found gone since then.
+        self._deserted = False
 
         # Whether the peer has ended, and what it sent is still being decoded.
         self._eof = False
@@ -255,17 +259,18 @@ class Driver:
 
     def _hold_or_release(self) -> None:
         """Stop to read while nobody receives, or the peer takes no pongs; read again."""
-        hold = self._unanswered >= _UNTAKEN_PONGS or (
-            self._full() and self._protocol.close_sent is None
-        )
+        full = self._full() and self._protocol.close_sent is None
+        hold = full or self._unanswered >= _UNTAKEN_PONGS
         if hold == self._held or self._error is not None:
             return
         self._held = hold
-        self._protocol.hold(hold, self._clock())
+        # A peer that takes no pongs has no more time for its own than others.
+        self._protocol.hold(full, self._clock())
         if hold:
             self._connection.pause()
         else:
             self._heard = self._clock()
+            self._deserted = False
             if self._protocol.pending or self._eof:
                 self._decode_soon()
             else:
@@ -321,11 +326,18 @@ class Driver:
             # The hub was blocked: what the peer sent meanwhile goes before any time-out.
             if self._catch_up_until is None:
                 self._catch_up_until = now + _MAX_STALL_READING
-            if now < self._catch_up_until and self._connection.read_waiting():
+            waiting = self._protocol.pending or self._connection.read_waiting()
+            if now < self._catch_up_until and waiting:
                 if self._error is None:
                     self._timer.arm(None)
                     self._timer.arm(self._due)
                 return
         self._catch_up_until = None
         if self._error is None:
+            if self._held and self._connection.deserted:
+                if self._deserted:
+                    # Nobody has received, and nobody was there, for a whole interval of pings.
+                    self._finish()
+                    return
+                self._deserted = True
             self._pass_on(self._protocol.on_timer(now))

@@ -21,7 +21,7 @@ from .net.waiting import ReadGuard, native_thread
 from .protocol.wshandshake import Refusal, UpgradeRequest, accept_upgrade
 from .request import Request
 from .states import WebSocketState
-from .websocket import Data, WebSocket, new_id, protocol_of
+from .websocket import Data, WebSocket, new_id, protocol_of, watch_over
 from .websocket_common import Acknowledgement
 
 __all__ = ["Host", "LazyWebSocket", "phrase", "refusal"]
@@ -125,6 +125,7 @@ class LazyWebSocket(WebSocket):
         connection = TcpConnection(sock)
         self._gone = Event()
         connection.when_closed = self._gone.set
+        watch_over(connection, self._config)
         ident, callbacks = self.id, self._end_callbacks
         protocol = protocol_of(agreement, self._config, is_client=False)
         super().__init__(connection, protocol, self.request, max_queue=self._config.max_queue)

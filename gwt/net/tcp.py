@@ -42,6 +42,9 @@ _WAITS = (BlockingIOError, InterruptedError, _stdlib_ssl.SSLWantReadError)
 _FULL = (*_WAITS, _stdlib_ssl.SSLWantWriteError)
 _READ_EVENT, _WRITE_EVENT = 1, 2
 
+# What tcp_info begins with: broken, and ended by the peer.
+_TCP_CLOSE, _TCP_CLOSE_WAIT = 7, 8
+
 
 class TcpReceiver(Protocol):
     """Who is told what happens; none of it may wait, switch or raise."""
@@ -121,6 +124,28 @@ class TcpConnection:
     def closed(self) -> bool:
         """Whether the socket is closed."""
         return self._sock is None
+
+    def give_up_after(self, seconds: float) -> None:
+        """
+        Let the connection break once the peer has confirmed, or had room for, nothing for so long.
+
+        Without this the kernel asks a peer that does not read for ever. Where it can (RFC 5482).
+        """
+        with suppress(OSError, AttributeError):
+            timeout = min(int(seconds * 1000) + 1, 2**31 - 1)
+            self._sock.setsockopt(
+                _stdlib_socket.IPPROTO_TCP, _stdlib_socket.TCP_USER_TIMEOUT, timeout
+            )
+
+    @property
+    def deserted(self) -> bool:
+        """Whether the peer has ended, or is gone, as far as can be seen without reading."""
+        with suppress(OSError, AttributeError):
+            state: bytes = self._sock.getsockopt(
+                _stdlib_socket.IPPROTO_TCP, _stdlib_socket.TCP_INFO, 1
+            )
+            return state[0] in (_TCP_CLOSE, _TCP_CLOSE_WAIT)
+        return False
 
     # Reading
 

@@ -377,7 +377,8 @@ class WebSocketProtocol:
             return None
         if self._pong_by is not None and not self._held:
             return self._pong_by
-        return self._ping_at if self._keepalive is None or self._ping_timeout is None else None
+        again = self._keepalive is None or self._ping_timeout is None or self._held
+        return self._ping_at if again else None
 
     def on_timer(self, now: float) -> list[Event]:
         """Do what is due: ping, or give up on a peer that does not answer."""
@@ -386,7 +387,7 @@ class WebSocketProtocol:
             return []
         if self.state == "closing":
             return [self._closed()]
-        if due == self._pong_by:
+        if due == self._pong_by and not self._held:
             return self.fail(1011, "keepalive ping timeout", now)
         if self._keepalive is not None:
             self._pings.pop(self._keepalive, None)

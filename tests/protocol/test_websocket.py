@@ -590,16 +590,26 @@ class TestKeepAlive:
     def test_while_reading_is_held_back_the_timeout_does_not_run(self):
         protocol = make(ping_interval=20.0, ping_timeout=5.0)
         protocol.on_timer(20.0)
-        ping = sent(protocol)
+        sent(protocol)
         protocol.hold(True, 21.0)
-        assert protocol.next_timer() is None
-        assert protocol.on_timer(1000.0) == []
+        # Pings go on: by them the transport finds out whether anybody is there.
+        for now in (40.0, 1000.0):
+            assert protocol.next_timer() <= now
+            assert protocol.on_timer(now) == []
+            ping = sent(protocol)
+            assert ping[:2] == b"\x89\x04"
         protocol.hold(False, 1000.0)
         assert protocol.next_timer() == 1005.0
         give(protocol, from_client(0x8A, ping[2:]), 1004.0)
         assert protocol.state == "open"
         protocol.on_timer(protocol.next_timer())
         assert sent(protocol)[:2] == b"\x89\x04"
+
+    def test_a_pong_that_is_due_with_the_next_ping_is_not_missed_while_held_back(self):
+        protocol = make(ping_interval=20.0, ping_timeout=20.0)
+        protocol.on_timer(20.0)
+        protocol.hold(True, 21.0)
+        assert protocol.on_timer(40.0) == []
 
     def test_a_late_timer_finds_the_pong_that_was_read_first(self):
         protocol = make(ping_interval=20.0, ping_timeout=5.0)

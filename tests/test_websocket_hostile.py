@@ -1,0 +1,300 @@
+"""A WebSocket whose peer breaks rules, stops, or vanishes: real sockets, with TLS, at both ends."""
+
+from __future__ import annotations
+
+import socket
+import struct
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import gevent
+import gevent.event
+import gevent.socket
+import pytest
+from gevent import monkey, ssl
+
+import gwt
+from gwt import certificates
+from gwt.net.waiting import Deadline
+from gwt.protocol.wsframes import encode_frame
+from gwt.protocol.wshandshake import accept_key
+
+_sleep = monkey.get_original("time", "sleep")
+
+KEY = "dGhlIHNhbXBsZSBub25jZQ=="
+REQUEST = (
+    "GET /ws HTTP/1.1\r\nHost: localhost\r\nConnection: Upgrade\r\nUpgrade: websocket\r\n"
+    f"Sec-WebSocket-Version: 13\r\nSec-WebSocket-Key: {KEY}\r\n"
+)
+
+
+class Tls(NamedTuple):
+    cert: Path
+    key: Path
+    server: Any
+    client: Any
+
+
+@pytest.fixture(scope="module")
+def tls(tmp_path_factory) -> Tls:
+    cert, key = certificates.write(tmp_path_factory.mktemp("tls"), certificates.generate())
+    server = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    server.load_cert_chain(cert, key)
+    client = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+    client.check_hostname, client.verify_mode = False, ssl.CERT_NONE
+    return Tls(cert, key, server, client)
+
+
+def eventually(condition) -> None:
+    deadline = Deadline(5)
+    while not condition():
+        assert not deadline.expired
+        gevent.sleep(0.001)
+
+
+def until(sock: Any, wanted: bytes) -> bytes:
+    """Read until something has come; return what came behind it."""
+    data = b""
+    while wanted not in data:
+        more = sock.recv(65536)
+        assert more, data
+        data += more
+    return data.partition(wanted)[2]
+
+
+def rest(sock: Any) -> bytes:
+    """Read to the end."""
+    data = b""
+    while more := sock.recv(65536):
+        data += more
+    return data
+
+
+class Peer:
+    """The other end: a socket behind its handshake, and frames as that side writes them."""
+
+    def __init__(self, sock: Any, masks: bool) -> None:
+        self.sock = sock
+        self.masks = masks
+
+    def frame(self, first: int, payload: bytes = b"", *, wrongly: bool = False) -> bytes:
+        return encode_frame(first, payload, self.masks is not wrongly)
+
+    def send(self, data: bytes) -> None:
+        self.sock.sendall(data)
+
+    def close_frame(self) -> tuple[int, str]:
+        """Read to the end, where a close frame is all that came."""
+        data = rest(self.sock)
+        size = data[1] & 0x7F
+        if data[1] & 0x80:
+            key, payload = data[2:6], data[6:]
+            payload = bytes(byte ^ key[i & 3] for i, byte in enumerate(payload))
+        else:
+            payload = data[2:]
+        assert (data[0], size) == (0x88, len(payload))
+        return int.from_bytes(payload[:2], "big"), payload[2:].decode()
+
+    def vanish(self) -> None:
+        """Reset the connection."""
+        self.sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+        self.sock.close()
+
+
+@contextmanager
+def server_with(handler: Any, tls: Tls | None = None, **options: Any) -> Iterator[gwt.Server]:
+    app = gwt.App()
+    app.websocket("/ws")(handler)
+    if tls is not None:
+        options |= {"certfile": tls.cert, "keyfile": tls.key}
+    options.setdefault("stop_timeout", 0.5)
+    with gwt.Server(app, "127.0.0.1:0", http3=False, **options) as server:
+        yield server
+
+
+@contextmanager
+def dialled(server: gwt.Server, tls: Tls | None = None, **sizes: int) -> Iterator[Any]:
+    sock = gevent.socket.socket()
+    if sizes:
+        # Before connecting, or the window is larger already.
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, sizes["receive_buffer"])
+    sock.settimeout(5)
+    with sock:
+        sock.connect(server.address)
+        if tls is None:
+            yield sock
+        else:
+            with tls.client.wrap_socket(sock) as wrapped:
+                yield wrapped
+
+
+@contextmanager
+def hostile_client(
+    tls: Tls | None = None, extensions: str = "", sizes: Any = (), **options: Any
+) -> Iterator[tuple[gwt.WebSocket, Peer]]:
+    """A WebSocket of a server, and who opened it."""
+    accepted = gevent.event.AsyncResult()
+
+    def handler(ws: gwt.WebSocket) -> None:
+        accepted.set(ws)
+        ws.wait_closed()
+
+    with (
+        server_with(handler, tls, **options) as server,
+        dialled(server, tls, **dict(sizes)) as sock,
+    ):
+        sock.sendall((REQUEST + extensions + "\r\n").encode())
+        until(sock, b"\r\n\r\n")
+        yield accepted.get(timeout=5), Peer(sock, True)
+
+
+@contextmanager
+def hostile_server(
+    tls: Tls | None = None, extensions: str = "", **options: Any
+) -> Iterator[tuple[gwt.WebSocket, Peer]]:
+    """A WebSocket of a client, and who accepted it."""
+    peers = gevent.event.AsyncResult()
+
+    def serve() -> None:
+        sock, _ = listener.accept()
+        sock.settimeout(5)
+        if tls is not None:
+            sock = tls.server.wrap_socket(sock, server_side=True)
+        head = b""
+        while not head.endswith(b"\r\n\r\n"):
+            head += sock.recv(65536)
+        key = head.partition(b"Sec-WebSocket-Key: ")[2].partition(b"\r\n")[0].decode()
+        sock.sendall(
+            "HTTP/1.1 101 Switching Protocols\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n"
+            f"Sec-WebSocket-Accept: {accept_key(key)}\r\n{extensions}\r\n".encode()
+        )
+        peers.set(Peer(sock, False))
+
+    with gevent.socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        listener.listen()
+        serving = gevent.spawn(serve)
+        scheme = "ws" if tls is None else "wss"
+        url = f"{scheme}://localhost:{listener.getsockname()[1]}/ws"
+        options.setdefault("compression", None)
+        ws = gwt.connect(url, verify=False, **options)
+        serving.get(timeout=5)
+    peer = peers.get(timeout=5)
+    try:
+        yield ws, peer
+    finally:
+        ws.abort()
+        peer.sock.close()
+
+
+ENDS = {
+    f"{who} {how}": (make, how == "tls")
+    for who, make in (("server", hostile_client), ("client", hostile_server))
+    for how in ("plain", "tls")
+}
+
+
+@pytest.fixture(params=ENDS)
+def ends(request, tls) -> Any:
+    """Makes a WebSocket of ours, and its peer: ends(**options)."""
+    make, secure = ENDS[request.param]
+    return lambda **options: make(tls if secure else None, **options)
+
+
+class Spawned:
+    """A call in a greenlet; get() returns or raises what it did. Its error reaches no hub."""
+
+    def __init__(self, function: Any, *args: Any) -> None:
+        self._outcome = gevent.event.AsyncResult()
+        gevent.spawn(self._run, function, *args)
+
+    def _run(self, function: Any, *args: Any) -> None:
+        try:
+            self._outcome.set(function(*args))
+        except Exception as exc:
+            self._outcome.set_exception(exc)
+
+    def get(self, timeout: float = 5) -> Any:
+        return self._outcome.get(timeout=timeout)
+
+
+PINGS = {"ping_interval": 0.1, "ping_timeout": 0.2}
+
+# More than the buffers of a socket take.
+LOTS = bytes(20_000_000)
+
+
+class TestPeersThatAreGone:
+    """Nobody waits for ever, though nobody receives either."""
+
+    def held(self, ws: gwt.WebSocket, peer: Peer) -> None:
+        """Send more than is taken from the socket while nobody receives."""
+        peer.send(peer.frame(0x81, b"unread") * 40)
+        eventually(lambda: ws.stats()["messages_unread"] == 16)
+
+    def test_one_that_ended_while_nobody_received(self, ends):
+        with ends(**PINGS) as (ws, peer):
+            self.held(ws, peer)
+            peer.sock.close()
+            ws.wait_closed(timeout=5)
+            assert ws.close_code == 1006
+            assert [ws.recv() for _ in range(16)] == ["unread"] * 16
+
+    def test_one_that_is_there_is_waited_for(self, ends):
+        with ends(**PINGS) as (ws, peer):
+            self.held(ws, peer)
+            with pytest.raises(TimeoutError):
+                ws.wait_closed(timeout=1)
+            assert [ws.recv(timeout=5) for _ in range(40)] == ["unread"] * 40
+            assert not ws.closed
+
+    def test_one_that_reads_nothing_while_nobody_receives(self, ends):
+        with ends(**PINGS) as (ws, peer):
+            sender = Spawned(lambda: [ws.send(LOTS), ws.send(b"blocked")])
+            self.held(ws, peer)
+            with pytest.raises(gwt.WebSocketClosedError):
+                sender.get()
+
+    def test_one_that_reads_nothing_and_pings(self, ends):
+        with ends(**PINGS) as (ws, peer):
+            sender = Spawned(lambda: [ws.send(LOTS), ws.send(b"blocked")])
+            for _ in range(300):
+                peer.send(peer.frame(0x89, b"x" * 125))
+            with pytest.raises(gwt.WebSocketClosedError, match="ping timeout"):
+                sender.get()
+
+    def test_every_blocked_call_is_woken(self, ends):
+        with ends(**PINGS) as (ws, _):
+
+            def pieces():
+                yield "a"
+                yield "b"
+
+            pings = [ws.ping() for _ in range(3)]
+            waiting = [Spawned(ws.send, LOTS)]
+            gevent.sleep(0)
+            waiting += [Spawned(ws.send, b"x") for _ in range(50)]
+            waiting += [Spawned(ws.send, pieces()) for _ in range(10)]
+            waiting += [Spawned(ws.recv), *(Spawned(ping.wait) for ping in pings)]
+            ended = [Spawned(ws.wait_closed) for _ in range(3)]
+            assert waiting[0].get() is None
+            for each in waiting[1:]:
+                with pytest.raises(gwt.WebSocketClosedError, match="ping timeout"):
+                    each.get()
+            for each in ended:
+                each.get()
+            assert ws._connection.queued <= len(LOTS) + 100_000
+
+
+def test_after_a_stall_what_waits_undecoded_counts_too():
+    with hostile_server(ping_interval=0.05, ping_timeout=0.1, max_queue=None) as (ws, peer):
+        head = peer.sock.recv(65536)
+        ping = bytes(byte ^ head[2 + i] for i, byte in enumerate(head[6:10]))
+        peer.send(peer.frame(0x81, b"x") * 3000 + peer.frame(0x8A, ping))
+        while not ws._protocol.pending:
+            gevent.sleep(0)
+        _sleep(0.4)
+        eventually(lambda: ws.stats()["messages_unread"] == 3000)
+        assert not ws.closed
