@@ -338,7 +338,8 @@ class WebSocket(Driver):
                 self._protocol.send_fragment(empty, text=kind, first=False, final=True)
                 self._flush()
         except BaseException:
-            if kind is not None and self._error is None:
+            # If it is being closed already, the peer still has to answer that.
+            if kind is not None and self._protocol.state == "open":
                 self._pass_on(
                     self._protocol.fail(1011, "a message was not finished", self._clock())
                 )
@@ -411,6 +412,8 @@ class WebSocket(Driver):
         if self._error is None and self._protocol.state == "open":
             self._protocol.close(code, reason, now=self._clock())
             self._pass_on([])
+            # Who waited for room has nothing to wait for.
+            self._writable.notify()
             if self._held:
                 self._hold_or_release()
 

@@ -298,3 +298,35 @@ def test_after_a_stall_what_waits_undecoded_counts_too():
         _sleep(0.4)
         eventually(lambda: ws.stats()["messages_unread"] == 3000)
         assert not ws.closed
+
+
+class TestClosingMeanwhile:
+    def test_a_message_in_pieces_does_not_spoil_the_close(self, ends):
+        with ends() as (ws, peer):
+            go = gevent.event.Event()
+
+            def pieces():
+                yield "a"
+                go.wait()
+                yield "b"
+
+            sender = Spawned(ws.send, pieces())
+            eventually(lambda: ws.stats()["bytes_sent"])
+            closing = Spawned(ws.close, 1000, "enough")
+            gevent.sleep(0)
+            go.set()
+            with pytest.raises(gwt.WebSocketClosed, match="enough"):
+                sender.get()
+            peer.send(peer.frame(0x88, b"\x03\xe8enough"))
+            closing.get()
+            assert (ws.close_code, ws.close_reason) == (1000, "enough")
+
+    def test_who_waits_for_room_to_send_is_woken(self, ends):
+        with ends() as (ws, _):
+            ws.send(LOTS)
+            sender = Spawned(ws.send, "blocked")
+            gevent.sleep(0)
+            ws.begin_close(4000, "enough")
+            with pytest.raises(gwt.WebSocketClosedError, match="enough"):
+                sender.get()
+            assert ws.state.value == "closing"
