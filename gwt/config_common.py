@@ -18,7 +18,8 @@ __all__ = ["KIB", "MIB", "TransportConfig"]
 KIB = 1024
 MIB = 1024 * KIB
 
-_CLOSE_TIMEOUT = 5.0
+# An object of its own: the same number, given, counts for WebSockets too.
+_CLOSE_TIMEOUT = float("5")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -194,7 +195,7 @@ class TransportConfig:
     @property
     def websocket_close_timeout(self) -> float:
         """How long a WebSocket waits for the peer's close frame: 10 s, or a given close_timeout."""
-        return 10.0 if self.close_timeout == _CLOSE_TIMEOUT else self.close_timeout
+        return 10.0 if self.close_timeout is _CLOSE_TIMEOUT else self.close_timeout
 
     @classmethod
     def aliases(cls) -> Aliases:

@@ -246,3 +246,15 @@ def test_texts_that_cannot_be_sent_are_refused_by_name(kind, field, value):
     with pytest.raises(errors.ConfigError) as info:
         kind(**{field: value})
     assert info.value.field == field
+
+
+@BOTH
+def test_a_close_timeout_counts_for_websockets_if_it_was_given(cls):
+    config = cls()
+    assert (config.close_timeout, config.websocket_close_timeout) == (5.0, 10.0)
+    # Copies that say nothing of it change nothing.
+    for copy in (config.update(idle_timeout=7.0), cls.from_dict(config.to_dict())):
+        assert copy.websocket_close_timeout == 10.0
+    for given in (5, 5.0, 2.0, 10.0):
+        for config in (cls(close_timeout=given), cls().update(close_timeout=given)):
+            assert config.websocket_close_timeout == config.close_timeout == given
