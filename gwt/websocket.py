@@ -299,7 +299,7 @@ class WebSocket(Driver):
             if text is not None:
                 raise TypeError("binary and text were both given.")
             text = not binary
-        if isinstance(message, (str, bytes, bytearray, memoryview)):
+        if isinstance(message, (str, bytes, bytearray, memoryview)) or _is_buffer(message):
             data = _typed(message, text)
             self._wait_turn(Deadline(timeout) if timeout is not None else None)
             self._protocol.send(data)
@@ -378,7 +378,7 @@ class WebSocket(Driver):
         self._check_open()
         payload = None
         if data is not None:
-            payload = data.encode() if isinstance(data, str) else bytes(data)
+            payload = data.encode() if isinstance(data, str) else bytes(memoryview(data))
             if len(payload) > 125:
                 raise ValueError("The payload of a ping has at most 125 bytes.")
             if payload in self._acknowledgements:
@@ -475,7 +475,16 @@ def _typed(message: Any, text: bool | None) -> str | bytes:
     """Return a message as str, which goes as text, or bytes, which go as binary."""
     if isinstance(message, str):
         return message.encode() if text is False else message
-    if not isinstance(message, (bytes, bytearray, memoryview)):
+    if not isinstance(message, (bytes, bytearray, memoryview)) and not _is_buffer(message):
         raise TypeError(f"A message is text or bytes, not {type(message).__name__}.")
     data = message if type(message) is bytes else bytes(message)
     return data.decode() if text else data
+
+
+def _is_buffer(message: object) -> bool:
+    """Whether something is bytes-like though it is none of the usual types: an array, a map."""
+    try:
+        memoryview(message)  # type: ignore[arg-type]
+    except TypeError:
+        return False
+    return True

@@ -5,6 +5,7 @@ from __future__ import annotations
 import gc
 import os
 import weakref
+from array import array
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -98,7 +99,14 @@ class TestMessages:
             (lambda ws: ws.send_text(b"ab"), "ab"),
             (lambda ws: ws.send_bytes("ab"), b"ab"),
             (lambda ws: ws.send(memoryview(b"ab")), b"ab"),
+            (lambda ws: ws.send(memoryview(array("H", [1, 2, 3, 4]))[1:3]), b"\2\0\3\0"),
+            (lambda ws: ws.send(memoryview(array("H", [1, 2, 3]))[::2]), b"\1\0\3\0"),
+            (lambda ws: ws.send(array("H", [1, 2])), b"\1\0\2\0"),
+            (lambda ws: ws.send([array("H", [1]), b"x"]), b"\1\0x"),
+            (lambda ws: ws.send(array("H")), b""),
+            (lambda ws: ws.send(type("Text", (str,), {})("ab")), "ab"),
             (lambda ws: ws.send(["a", "b"]), "ab"),
+            (lambda ws: ws.send(["", ""]), ""),
             (lambda ws: ws.send(iter([b"a", b"b"])), b"ab"),
             (lambda ws: ws.send([b"a", b"b"], text=True), "ab"),
         ],
@@ -112,6 +120,15 @@ class TestMessages:
     def test_what_is_no_message_is_a_type_error(self, message):
         with pair() as (ours, _), pytest.raises(TypeError):
             ours.send(message)
+
+    def test_what_cannot_be_sent_harms_nothing(self):
+        with pair() as (ours, theirs):
+            with pytest.raises(gwt.LocalProtocolError, match="surrogates not allowed"):
+                ours.send("half \ud800")
+            with pytest.raises(UnicodeDecodeError):
+                ours.send(b"\xff", text=True)
+            ours.send("whole")
+            assert theirs.recv(timeout=5) == "whole"
 
     def test_eight_mebibytes_come_back(self):
         with pair(max_size=None, client={"max_size": None, "compression": None}) as (ours, theirs):
@@ -489,8 +506,12 @@ class TestWhatItTells:
             first, second = ours.ping("mine"), ours.ping()
             assert first.wait(timeout=5) and second.wait(timeout=5)
             assert ours.latency > 0 and first.latency > 0
+            assert ours.ping("é" * 62).wait(timeout=5)
             with pytest.raises(ValueError):
                 ours.ping(b"x" * 126)
+            for no_payload in (5, [1], 1.5):
+                with pytest.raises(TypeError):
+                    ours.ping(no_payload)
             assert theirs.last_active >= theirs._clock() - 5
 
     def test_another_thread_is_refused(self):
