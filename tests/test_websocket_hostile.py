@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import logging
 import socket
 import struct
-from collections.abc import Iterator
+import zlib
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -27,6 +29,11 @@ KEY = "dGhlIHNhbXBsZSBub25jZQ=="
 REQUEST = (
     "GET /ws HTTP/1.1\r\nHost: localhost\r\nConnection: Upgrade\r\nUpgrade: websocket\r\n"
     f"Sec-WebSocket-Version: 13\r\nSec-WebSocket-Key: {KEY}\r\n"
+)
+
+DEFLATE = (
+    "Sec-WebSocket-Extensions: permessage-deflate; server_no_context_takeover; "
+    "client_no_context_takeover\r\n"
 )
 
 
@@ -81,6 +88,9 @@ class Peer:
 
     def frame(self, first: int, payload: bytes = b"", *, wrongly: bool = False) -> bytes:
         return encode_frame(first, payload, self.masks is not wrongly)
+
+    def announcement(self, size: int) -> bytes:
+        return b"\x82" + (b"\xff" if self.masks else b"\x7f") + struct.pack("!Q", size)
 
     def send(self, data: bytes) -> None:
         self.sock.sendall(data)
@@ -218,6 +228,83 @@ class Spawned:
 
     def get(self, timeout: float = 5) -> Any:
         return self._outcome.get(timeout=timeout)
+
+
+# What breaks a rule, and the code that it gets.
+RULES: dict[str, tuple[Callable[[Peer], bytes], int]] = {
+    "masked wrongly": (lambda peer: peer.frame(0x81, b"x", wrongly=True), 1002),
+    "reserved bits": (lambda peer: peer.frame(0xB1, b"x"), 1002),
+    "reserved opcode": (lambda peer: peer.frame(0x83, b"x"), 1002),
+    "no frames": (lambda _: b"\xde\xad" * 100, 1002),
+    "code that is never sent": (lambda peer: peer.frame(0x88, b"\x03\xed"), 1002),
+    "2^62 bytes": (lambda peer: peer.announcement(2**62), 1009),
+    "too much": (lambda peer: peer.frame(0x02, bytes(2**20)) + peer.frame(0x80, b"x"), 1009),
+    "no UTF-8": (lambda peer: peer.frame(0x81, b"\xe2\x28"), 1007),
+    "cut UTF-8": (lambda peer: peer.frame(0x01, b"\xe2\x82") + peer.frame(0x80), 1007),
+}
+
+
+class TestPeersThatBreakRules:
+    @pytest.mark.parametrize("name", RULES)
+    def test_are_told_and_so_is_the_caller(self, ends, name, caplog, capfd):
+        data, code = RULES[name]
+        caplog.set_level(logging.DEBUG)
+        with ends() as (ws, peer):
+            receiver = Spawned(ws.recv)
+            peer.send(data(peer))
+            with pytest.raises(
+                gwt.WebSocketClosedError, match=f"locally with code {code}"
+            ) as caught:
+                receiver.get()
+            error = caught.value
+            assert (error.code, error.rcvd, error.remote) == (code, None, False)
+            assert peer.close_frame() == (code, error.reason) == (ws.close_code, ws.close_reason)
+            assert error.reason
+            with pytest.raises(gwt.WebSocketClosedError, match=error.reason):
+                ws.send("too late")
+        assert "Traceback" not in caplog.text + "".join(capfd.readouterr())
+        assert all(record.levelno < logging.WARNING for record in caplog.records)
+
+    def test_endless_fragments(self):
+        with hostile_client() as (ws, peer):
+            sender = Spawned(peer.send, peer.frame(0x02) + peer.frame(0x00) * 2**17)
+            with pytest.raises(gwt.WebSocketClosedError, match="1008"):
+                ws.recv(timeout=10)
+            sender.get()
+
+    def test_a_bomb(self, ends):
+        squeeze = zlib.compressobj(9, zlib.DEFLATED, -15)
+        bomb = squeeze.compress(bytes(50 * 2**20)) + squeeze.flush(zlib.Z_SYNC_FLUSH)
+        options = {"compression": "deflate", "extensions": DEFLATE}
+        with ends(**options) as (ws, peer):
+            peer.send(peer.frame(0xC2, bomb[:-4]))
+            with pytest.raises(gwt.WebSocketClosedError, match="1009"):
+                ws.recv(timeout=5)
+            assert peer.close_frame()[0] == 1009
+
+    @pytest.mark.parametrize("how", ["reset", "end"])
+    def test_by_vanishing(self, ends, how, caplog, capfd):
+        caplog.set_level(logging.DEBUG)
+        with ends() as (ws, peer):
+            peer.send(peer.frame(0x81, b"before"))
+            assert ws.recv(timeout=5) == "before"
+            waiting = [Spawned(ws.recv), Spawned(ws.ping().wait)]
+            if how == "reset":
+                peer.vanish()
+            else:
+                peer.sock.close()
+            for each in waiting:
+                with pytest.raises(
+                    gwt.WebSocketClosedError, match="without a close frame"
+                ) as caught:
+                    each.get()
+                assert (caught.value.code, caught.value.rcvd, caught.value.sent) == (
+                    1006,
+                    None,
+                    None,
+                )
+        assert "Traceback" not in caplog.text + "".join(capfd.readouterr())
+        assert all(record.levelno < logging.WARNING for record in caplog.records)
 
 
 PINGS = {"ping_interval": 0.1, "ping_timeout": 0.2}
