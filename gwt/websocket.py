@@ -194,15 +194,24 @@ class WebSocket(Driver):
         """
         self._check_thread()
         with self._reading:
-            item = self._next(Deadline(timeout) if timeout is not None else None)
-            if not isinstance(item, Fragment):
-                return item
-            # Decoded for a recv_streaming() that was left.
-            pieces = [item.data]
+            deadline = Deadline(timeout) if timeout is not None else None
+            item = self._next(deadline)
+            return self._joined(item, deadline) if isinstance(item, Fragment) else item
+
+    def _joined(self, item: Fragment, deadline: Deadline | None) -> str | bytes:
+        """Return a message that was decoded in parts, for a recv_streaming() that has ended."""
+        items = [item]
+        try:
             while not item.finished:
-                item = self._next_fragment()
-                pieces.append(item.data)
-            return "".join(pieces) if item.text else b"".join(pieces)  # type: ignore[arg-type]
+                item = self._next_fragment(deadline)
+                items.append(item)
+        except BaseException:
+            # The next call begins with the same.
+            for each in reversed(items):
+                self._unread.insert(0, each)
+            raise
+        pieces: list[Any] = [each.data for each in items]
+        return "".join(pieces) if item.text else b"".join(pieces)
 
     def recv_streaming(self) -> Iterator[str | bytes]:
         """
@@ -221,15 +230,15 @@ class WebSocket(Driver):
                     yield item.data
                     if item.finished:
                         return
-                    item = self._next_fragment()
+                    item = self._next_fragment(None)
                 yield item
             finally:
                 self._protocol.fragments = False
                 # Not by reading on: a generator may be closed by the garbage collector, anywhere.
                 self._skipping = isinstance(item, Fragment) and not item.finished
 
-    def _next_fragment(self) -> Fragment:
-        item = self._next(None)
+    def _next_fragment(self, deadline: Deadline | None) -> Fragment:
+        item = self._next(deadline)
         assert isinstance(item, Fragment)
         return item
 

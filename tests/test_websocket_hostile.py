@@ -20,6 +20,7 @@ from gevent import monkey, ssl
 import gwt
 from gwt import certificates
 from gwt.net.waiting import Deadline
+from gwt.protocol.websocket import WebSocketProtocol
 from gwt.protocol.wsframes import encode_frame
 from gwt.protocol.wshandshake import accept_key
 
@@ -265,12 +266,12 @@ class TestPeersThatBreakRules:
         assert "Traceback" not in caplog.text + "".join(capfd.readouterr())
         assert all(record.levelno < logging.WARNING for record in caplog.records)
 
-    def test_endless_fragments(self):
-        with hostile_client() as (ws, peer):
-            sender = Spawned(peer.send, peer.frame(0x02) + peer.frame(0x00) * 2**17)
-            with pytest.raises(gwt.WebSocketClosedError, match="1008"):
-                ws.recv(timeout=10)
-            sender.get()
+    def test_endless_fragments(self, ends, monkeypatch):
+        monkeypatch.setitem(WebSocketProtocol.__init__.__kwdefaults__, "max_fragments", 1000)
+        with ends() as (ws, peer):
+            peer.send(peer.frame(0x02) + peer.frame(0x00) * 1000)
+            with pytest.raises(gwt.WebSocketClosedError, match="1008: too many fragments"):
+                ws.recv(timeout=5)
 
     def test_a_bomb(self, ends):
         squeeze = zlib.compressobj(9, zlib.DEFLATED, -15)
@@ -417,3 +418,21 @@ class TestClosingMeanwhile:
             with pytest.raises(gwt.WebSocketClosedError, match="enough"):
                 sender.get()
             assert ws.state.value == "closing"
+
+
+def test_a_message_that_comes_in_part_does_not_keep_recv_beyond_its_timeout(ends):
+    with ends() as (ws, peer):
+        peer.send(
+            peer.frame(0x01, b"one, ") + peer.frame(0x80, b"two") + peer.frame(0x01, b"three, ")
+        )
+        assert "".join(ws.recv_streaming()) == "one, two"
+        for _ in range(2):
+            with pytest.raises(TimeoutError):
+                ws.recv(timeout=0.01)
+        peer.send(peer.frame(0x00, b"four, "))
+        with pytest.raises(TimeoutError):
+            ws.recv(timeout=0.05)
+        peer.send(peer.frame(0x80, b"five"))
+        assert ws.recv(timeout=5) == "three, four, five"
+        peer.send(peer.frame(0x81, b"six"))
+        assert ws.recv(timeout=5) == "six"
