@@ -201,6 +201,9 @@ class Driver:
     def _finish(self) -> None:
         """There is nothing more to decode: the end, if it was not said."""
         if self._error is None:
+            if self._held:
+                # Not what the queue has no room for: it may inflate to much more than was read.
+                self._protocol.pending = False
             self._pass_on(self._protocol.receive_eof(self._clock()))
             self._ended(None)
 

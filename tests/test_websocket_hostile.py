@@ -283,6 +283,16 @@ class TestPeersThatBreakRules:
                 ws.recv(timeout=5)
             assert peer.close_frame()[0] == 1009
 
+    def test_bombs_behind_a_full_queue(self, ends):
+        squeeze = zlib.compressobj(9, zlib.DEFLATED, -15)
+        bomb = squeeze.compress(bytes(2**20)) + squeeze.flush(zlib.Z_SYNC_FLUSH)
+        with ends(compression="deflate", extensions=DEFLATE, **PINGS) as (ws, peer):
+            peer.send(peer.frame(0x81, b"x") * 16 + peer.frame(0xC2, bomb[:-4]) * 50)
+            eventually(lambda: ws.stats()["messages_unread"] == 16)
+            peer.vanish()
+            ws.wait_closed(timeout=5)
+            assert ws.stats()["messages_unread"] == 16
+
     @pytest.mark.parametrize("how", ["reset", "end"])
     def test_by_vanishing(self, ends, how, caplog, capfd):
         caplog.set_level(logging.DEBUG)
