@@ -245,6 +245,9 @@ class _Connecting:
     def _make_context(self, *, verify: bool) -> Any:
         context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
         context.set_alpn_protocols(["http/1.1"])
+        # While a server of TLS 1.2 negotiates again, a writable socket takes nothing: we would ask
+        # it for ever.
+        context.options |= ssl.OP_NO_RENEGOTIATION
         if verify:
             cafile = self.config.cafile
             context.load_verify_locations(str(cafile) if cafile is not None else certifi.where())

@@ -8,11 +8,13 @@ from contextlib import contextmanager, suppress
 from typing import Any
 
 import gevent
+import gevent.event
 import gevent.server
 import gevent.socket
 import pytest
 from gevent import ssl
 from gevent.pool import Pool
+from OpenSSL import SSL
 
 import gwt
 from gwt import certificates
@@ -276,6 +278,48 @@ class TestTls:
             gwt.connect(url(server, scheme="wss"), ssl=context).close()
         with pytest.raises(gwt.ConfigError, match="ssl"):
             gwt.connect("wss://localhost", ssl=object())
+
+    def test_that_a_server_negotiates_again_does_not_keep_the_hub_busy(self, identity):
+        _, cert, key = identity
+        context = SSL.Context(SSL.TLS_SERVER_METHOD)
+        context.set_max_proto_version(SSL.TLS1_2_VERSION)
+        context.use_certificate_file(str(cert))
+        context.use_privatekey_file(str(key))
+        asked, done = gevent.event.Event(), gevent.event.Event()
+
+        def handle(sock: Any, _: object) -> None:
+            # pyOpenSSL's own sockets would block: the bytes are carried here.
+            tls = SSL.Connection(context, None)
+            tls.set_accept_state()
+            request = b""
+            while not request.endswith(b"\r\n\r\n"):
+                tls.bio_write(sock.recv(65536))
+                with suppress(SSL.WantReadError):
+                    tls.do_handshake()
+                    request += tls.recv(65536)
+                with suppress(SSL.WantReadError):
+                    sock.sendall(tls.bio_read(65536))
+            tls.send(switched(request.decode()).partition(b"\x81")[0])
+            tls.renegotiate()
+            with suppress(SSL.WantReadError):
+                tls.do_handshake()
+            sock.sendall(tls.bio_read(65536))
+            # Whatever it is: the client has read it.
+            sock.recv(65536)
+            asked.set()
+            done.wait()
+
+        server = gevent.server.StreamServer(("127.0.0.1", 0), handle)
+        server.start()
+        try:
+            ws = gwt.connect(f"wss://127.0.0.1:{server.server_port}", verify=False)
+            assert asked.wait(5)
+            ws.send("on its way")
+            assert ws.stats()["bytes_unsent"] == 0
+            ws.abort()
+        finally:
+            done.set()
+            server.stop()
 
     def test_where_none_is_spoken(self):
         with serving() as server, pytest.raises(gwt.HandshakeError) as caught:
