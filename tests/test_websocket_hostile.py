@@ -446,3 +446,107 @@ def test_a_message_that_comes_in_part_does_not_keep_recv_beyond_its_timeout(ends
         assert ws.recv(timeout=5) == "three, four, five"
         peer.send(peer.frame(0x81, b"six"))
         assert ws.recv(timeout=5) == "six"
+
+
+class TestManyAtOnce:
+    def test_messages_of_fifty_senders_are_whole(self):
+        accepted = gevent.event.AsyncResult()
+
+        def handler(ws: gwt.WebSocket) -> None:
+            accepted.set(ws)
+            ws.wait_closed()
+
+        with server_with(handler) as server:
+            host, port = server.address
+            ours = gwt.connect(f"ws://{host}:{port}/ws")
+            theirs = accepted.get(timeout=5)
+
+            def pieces(n: int) -> Iterator[str]:
+                for _ in range(5):
+                    yield f"{n}:" * 500
+                    gevent.sleep(0)
+
+            senders = [Spawned(ours.send, pieces(n)) for n in range(15)]
+            senders += [Spawned(ours.send, bytes([n]) * (n * 2000)) for n in range(35)]
+            senders += [Spawned(lambda: ours.ping().wait(5)) for _ in range(10)]
+            found = [theirs.recv(timeout=5) for _ in range(50)]
+            for sender in senders:
+                sender.get()
+            ours.abort()
+            texts = sorted(each for each in found if isinstance(each, str))
+            assert texts == sorted(f"{n}:" * 2500 for n in range(15))
+            data = sorted(each for each in found if isinstance(each, bytes))
+            assert data == [bytes([n]) * (n * 2000) for n in range(35)]
+
+    def test_closers_all_return_and_the_first_decides(self, ends):
+        with ends() as (ws, peer):
+            closers = [Spawned(ws.close, 4000 + n, f"{n}") for n in range(5)]
+            gevent.sleep(0)
+            peer.send(peer.frame(0x88, b"\x0f\xa00"))
+            for closer in closers:
+                closer.get()
+            assert (ws.close_code, ws.close_reason) == (4000, "0")
+            assert peer.close_frame() == (4000, "0")
+
+    def test_what_is_killed_leaves_the_websocket_usable(self, ends):
+        with ends() as (ws, peer):
+            for call in (ws.recv, lambda: list(ws.recv_streaming()), ws.wait_closed):
+                greenlet = gevent.spawn(call)
+                gevent.sleep(0)
+                greenlet.kill()
+            peer.send(peer.frame(0x81, b"here"))
+            assert ws.recv(timeout=5) == "here"
+            closing = gevent.spawn(ws.close)
+            gevent.sleep(0)
+            closing.kill()
+            peer.send(peer.frame(0x88, b"\x03\xe8"))
+            ws.wait_closed(timeout=5)
+            assert ws.close_code == 1000
+
+    def test_a_killed_sender_of_pieces_ends_the_websocket(self, ends):
+        with ends() as (ws, _):
+
+            def pieces():
+                yield "half"
+                gevent.event.Event().wait()
+
+            sender = gevent.spawn(ws.send, pieces())
+            gevent.sleep(0)
+            behind = Spawned(ws.send, "whole")
+            sender.kill()
+            with pytest.raises(gwt.WebSocketClosedError, match="1011"):
+                behind.get()
+
+
+def test_a_peer_that_never_reads_makes_senders_wait_and_nothing_grow(ends):
+    with ends(ping_interval=None) as (ws, _):
+        sent = 0
+
+        def flood() -> None:
+            nonlocal sent
+            for sent in range(10_000):  # noqa: B007
+                ws.send(bytes(100_000))
+
+        flooding = Spawned(flood)
+        before = -1
+        while sent != before:
+            before = sent
+            gevent.sleep(0.05)
+        for message in (b"x", iter([b"x"])):
+            with pytest.raises(TimeoutError):
+                ws.send(message, timeout=0)
+        assert sent == before < 1000
+        assert ws.stats()["bytes_unsent"] < 64 * 1024 + 100_014
+        ws.close(timeout=0.05)
+        assert (ws.close_code, ws.close_reason) == (1006, "no close frame came back")
+        with pytest.raises(gwt.WebSocketClosed, match="locally"):
+            flooding.get()
+
+
+def test_recv_without_time_finds_what_is_there(ends):
+    with ends() as (ws, peer):
+        with pytest.raises(TimeoutError):
+            ws.recv(timeout=0)
+        peer.send(peer.frame(0x81, b"x") * 2)
+        assert ws.recv(timeout=5) == "x"
+        assert ws.recv(timeout=0) == "x"
