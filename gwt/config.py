@@ -206,6 +206,9 @@ class ClientConfig(TransportConfig):
     server_name: str | None = None
     """Name to verify and to send as SNI; None: the URL's host."""
 
+    proxy: str | bool | None = True
+    """URL of a proxy for WebSockets; True: what the environment says; None or False: none."""
+
     server_certificate_hashes: Sequence[str | bytes] = ()
     """SHA-256 of certificates to accept without an authority, as browsers do."""
 

@@ -37,10 +37,11 @@ def connect(url: str, *, config: ClientConfig | None = None, **options: Any) -> 
     Connect, and return a WebTransportSession for https://, a WebSocket for ws:// and wss://.
 
     Waits until the server has accepted it, at most `timeout` (10 seconds unless given) in all.
-    Options are the fields of ClientConfig; for a WebSocket also `sock`, a connected socket,
-    `ssl`, an SSLContext, and `proxy`, the http:// URL of a proxy. Raises SessionRejected with the
-    HTTP status, CertificateError, RequirementsNotMet, HandshakeError with its stage, ConfigError,
-    or TimeoutError, which says what was being waited for.
+    Options are the fields of ClientConfig; for a WebSocket also `sock`, a connected socket, `unix`,
+    the path of a Unix socket, `ssl`, an SSLContext, `cookies`, a mapping or a CookieJar, and
+    `max_redirects`. Raises SessionRejected with the HTTP status, CertificateError,
+    RequirementsNotMet, HandshakeError with its stage, ConfigError, or TimeoutError, which says what
+    was being waited for.
     """
     if isinstance(url, str) and url[:4].lower().startswith(("ws:", "wss:")):
         return connect_websocket(url, config=config, **options)
@@ -48,6 +49,12 @@ def connect(url: str, *, config: ClientConfig | None = None, **options: Any) -> 
 
 
 def _connect_session(url: str, config: ClientConfig) -> WebTransportSession:
+    if config.proxy is not None and not isinstance(config.proxy, bool):
+        raise ConfigError(
+            "A WebTransport session cannot go through a proxy yet.",
+            field="proxy",
+            value=config.proxy,
+        )
     return _Connecting(parse_url(url), config).run()
 
 

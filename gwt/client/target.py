@@ -6,12 +6,14 @@ resolve() waits for the resolver; the rest are pure functions.
 
 from __future__ import annotations
 
+import base64
 import ipaddress
+import re
 import socket as _stdlib_socket
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
-from urllib.parse import quote, urlsplit
+from urllib.parse import quote, unquote, urlsplit
 
 import gevent
 import gevent.socket
@@ -19,20 +21,34 @@ import gevent.socket
 from ..errors import ConfigError, HandshakeError
 from ..net.waiting import Deadline, Signal
 
-__all__ = ["Headers", "Lookup", "Target", "pairs", "parse_url", "resolve"]
+__all__ = [
+    "Headers",
+    "Lookup",
+    "Target",
+    "basic_authorization",
+    "pairs",
+    "parse_url",
+    "resolve",
+]
 
 Headers = Mapping[str, str] | Iterable[tuple[str, str]]
 
-# What may stand in a path and a query as it is; the rest is percent-encoded.
 _WEBTRANSPORT = {"https": 443}
+
+# What may stand in a path and a query as it is; the rest is percent-encoded.
 _PATH_SAFE = "/:@!$&'()*+,;=~-._%"
+
+# A user's name and password in a URL, which no message shows.
+_USER_INFORMATION = re.compile(r"(?<=//)[^/?#]*@")
 
 
 @dataclass(frozen=True, slots=True)
 class Target:
     """A URL, taken apart for a request."""
 
+    # To be shown: without the password, if there is one.
     url: str
+    scheme: str
     # A name, or an address without brackets; `zone` is the interface of a link-local one.
     host: str
     zone: str
@@ -41,17 +57,30 @@ class Target:
     authority: str
     # With the query.
     path: str
+    # The Authorization header that the URL's user and password make, or None (RFC 7617).
+    authorization: str | None = field(default=None, repr=False)
+
+    @property
+    def place(self) -> tuple[str, str, int]:
+        """The origin (RFC 6454): what was said to one is no other's business."""
+        return self.scheme, self.host, self.port
 
 
-def parse_url(url: str, schemes: Mapping[str, int] = _WEBTRANSPORT) -> Target:
+def parse_url(
+    url: str, schemes: Mapping[str, int] = _WEBTRANSPORT, *, name: str = "url", users: bool = False
+) -> Target:
     """
     Take a URL apart; raises ConfigError that says what is wrong with it.
 
-    `schemes` are those that are taken, with their default ports.
+    `schemes` are those that are taken, with their default ports; `name` is the option that it came
+    from; `users` tells whether it may have a user and a password.
     """
+    shown_url = _USER_INFORMATION.sub("***@", url) if isinstance(url, str) else url
 
     def wrong(why: str) -> ConfigError:
-        return ConfigError(f"{url!r} is not a URL to connect to: {why}.", field="url", value=url)
+        return ConfigError(
+            f"{shown_url!r} is not a URL to connect to: {why}.", field=name, value=shown_url
+        )
 
     if not isinstance(url, str):
         raise wrong("it is no string")
@@ -65,7 +94,7 @@ def parse_url(url: str, schemes: Mapping[str, int] = _WEBTRANSPORT) -> Target:
     default = schemes[split.scheme]
     if not host:
         raise wrong("it has no host")
-    if split.username is not None:
+    if split.username is not None and not users:
         raise wrong("user names are not supported")
     if split.fragment:
         raise wrong("a fragment has no meaning here")
@@ -81,7 +110,16 @@ def parse_url(url: str, schemes: Mapping[str, int] = _WEBTRANSPORT) -> Target:
     path = quote(split.path or "/", safe=_PATH_SAFE)
     if split.query:
         path += "?" + quote(split.query, safe=_PATH_SAFE + "?")
-    return Target(url, host, zone, port, shown if port == default else f"{shown}:{port}", path)
+    authority = shown if port == default else f"{shown}:{port}"
+    basic = None
+    if split.username is not None:
+        basic = basic_authorization(unquote(split.username), unquote(split.password or ""))
+    return Target(shown_url, split.scheme, host, zone, port, authority, path, basic)
+
+
+def basic_authorization(user: str, password: str) -> str:
+    """Return the value of an Authorization header for a user and a password (RFC 7617)."""
+    return "Basic " + base64.b64encode(f"{user}:{password}".encode()).decode()
 
 
 def _host(text: str) -> tuple[str, str]:

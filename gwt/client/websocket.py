@@ -1,55 +1,48 @@
 """
 connect() for ws:// and wss://: from a URL to a WebSocket, over TCP and TLS.
 
-Runs in the caller's greenlet, within one deadline. Addresses are tried as for WebTransport, by the
-decisions of dial.py; each attempt that is under way has a greenlet, which ends with the call.
-Failures have a stage: resolve, connect, tls, or websocket.
+Runs in the caller's greenlet, within one deadline: the request, its answer, redirects, cookies. The
+way to a socket is tcp.py's, proxy.py's and tls.py's. Failures have a stage: resolve, connect, tls,
+or websocket.
 """
 
 from __future__ import annotations
 
-import re
-import ssl as _stdlib_ssl
+import os
 import time
-from collections import deque
+from collections.abc import Mapping, Sequence
+from http.cookiejar import CookieJar
 from typing import Any
-from urllib.parse import urljoin, urlsplit
+from urllib.parse import urljoin
 
-import certifi
 import gevent
-import gevent.socket
-from gevent import ssl
 
-from .. import certificates, tracing
+from .. import certificates
 from ..config import ClientConfig, certificate_hash
-from ..errors import (
-    CertificateError,
-    ConfigError,
-    HandshakeError,
-    LocalProtocolError,
-    SessionRejected,
-)
+from ..errors import ConfigError, HandshakeError, LocalProtocolError, SessionRejected
 from ..net.tcp import TcpConnection
-from ..net.udpsocket import shown
-from ..net.waiting import Deadline, Signal
+from ..net.waiting import Deadline
 from ..protocol.wshandshake import ClientHandshake, HandshakeDone, HandshakeFailed, client_request
 from ..request import Request
 from ..version import VERSION
 from ..websocket import WebSocket
-from .dial import Progress, in_order, next_start, patience
+from . import tls
+from .cookies import Cookies
+from .dial import Progress
+from .proxy import ask_for_tunnel, proxy_for
 from .sockets import ClientHub
-from .target import Target, pairs, parse_url, resolve
+from .target import Target, pairs, parse_url
+from .tcp import adopt, connect_tcp, connect_unix
 
 __all__ = ["connect_websocket"]
 
 _SCHEMES = {"ws": 80, "wss": 443}
-_MOST_REDIRECTS = 10
-
-# Bytes of a proxy's answer.
-_LONGEST_ANSWER = 65536
 
 # What a redirect to another place does not take along.
 _CONFIDENTIAL = frozenset(("authorization", "cookie", "proxy-authorization"))
+
+# How long the body of a refusal is waited for: its status is what counts.
+_BODY_TIMEOUT = 1.0
 
 
 def connect_websocket(
@@ -57,53 +50,101 @@ def connect_websocket(
     *,
     config: ClientConfig | None = None,
     sock: Any = None,
+    unix: str | bytes | os.PathLike[str] | None = None,
     ssl: Any = None,
-    proxy: str | None = None,
+    cookies: Mapping[str, str] | CookieJar | None = None,
+    max_redirects: int = 10,
+    authority: str | None = None,
+    sockopt: Sequence[tuple[Any, ...]] = (),
     **options: Any,
 ) -> WebSocket:
     """
     Connect to a WebSocket server and return the WebSocket; what connect() does for ws and wss.
 
     Waits until the server has agreed, at most `timeout` (10 seconds unless given) in all,
-    redirects included. `sock` is a connected socket to use, of any family; `ssl` an SSLContext,
-    for all that is configured about certificates; `proxy` the http:// URL of a proxy that is asked
-    for a tunnel by CONNECT (RFC 9110 9.3.6), and resolves the name. Raises SessionRejected with
-    the HTTP status, CertificateError, HandshakeError with its stage, ConfigError, or TimeoutError.
+    redirects included. `sock` is a connected socket to use, of any family, `unix` the path of a
+    Unix socket, instead of the URL's host and port; `ssl` an SSLContext, for all that is configured
+    about certificates; `cookies` a mapping, or a CookieJar, which keeps what the server sets.
+    `proxy` is the URL of an HTTP proxy that is asked for a tunnel by CONNECT (RFC 9110 9.3.6), and
+    resolves the name; unless given, the environment may name one. At most `max_redirects` are
+    followed. `authority` is the Host to ask for instead of the URL's; `sockopt` are arguments of
+    setsockopt(). A user and a password in the URL become Basic authorization (RFC 7617). Raises
+    SessionRejected with the HTTP status, CertificateError, HandshakeError with its stage,
+    ConfigError, or TimeoutError.
     """
     config = (config or ClientConfig()).update(**options)
-    return _Connecting(url, config, sock, ssl, proxy).run()
+    connecting = _Connecting(url, config, Cookies(cookies), max_redirects)
+    connecting.set_way(sock, unix, sockopt)
+    connecting.set_context(ssl)
+    connecting.authority = authority
+    return connecting.run()
 
 
 class _Redirected(Exception):
     """The server named another URL."""
 
-    def __init__(self, location: str) -> None:
+    def __init__(self, location: str, rejection: SessionRejected) -> None:
         super().__init__(location)
         self.location = location
+        self.rejection = rejection
 
 
 class _Connecting:
     """One call of connect()."""
 
     def __init__(
-        self, url: str, config: ClientConfig, sock: Any, context: Any, proxy: str | None
+        self, url: str, config: ClientConfig, cookies: Cookies, max_redirects: int
     ) -> None:
-        if proxy is not None and sock is not None:
-            raise TypeError("sock and proxy were both given.")
-        self.proxy = None if proxy is None else parse_url(proxy, {"http": 80})
+        if isinstance(max_redirects, bool) or not isinstance(max_redirects, int):
+            raise ConfigError(
+                f"max_redirects must be an integer, not {max_redirects!r}.",
+                field="max_redirects",
+                value=max_redirects,
+            )
+        self.target = parse_url(url, _SCHEMES, users=True)
         self.url = url
         self.config = config
-        self.sock = sock
-        self.context = context
+        self.cookies = cookies
+        self.max_redirects = max_redirects
         self.progress = Progress(Deadline(config.connect_timeout))
         self.headers = _headers(config)
-        if config.cafile is not None:
-            certificates.check_authorities(config.cafile)
-        if context is not None and not isinstance(context, _stdlib_ssl.SSLContext):
+        self.hashes = [certificate_hash(value) for value in config.server_certificate_hashes]
+        self.sock: Any = None
+        self.unix: str | bytes | os.PathLike[str] | None = None
+        self.sockopt: Sequence[tuple[Any, ...]] = ()
+        self.context: Any = None
+        self.authority: str | None = None
+
+    def set_way(self, sock: Any, unix: Any, sockopt: Sequence[tuple[Any, ...]]) -> None:
+        """Take what replaces the URL's host and port, or changes the socket to it."""
+        given = [
+            name
+            for name, value in (("sock", sock), ("unix", unix), ("proxy", self.config.proxy))
+            if value is not None and not isinstance(value, bool)
+        ]
+        if len(given) > 1:
+            raise TypeError(f"{' and '.join(given)} were both given.")
+        if not given or given == ["proxy"]:
+            # What is wrong with the option is said at once.
+            proxy_for(self.target, self.config.proxy)
+        self.sock, self.unix, self.sockopt = sock, unix, tuple(sockopt)
+
+    def set_context(self, context: Any) -> None:
+        """Take an SSLContext of the caller's, if there is one."""
+        config = self.config
+        if context is None:
+            if config.cafile is not None:
+                certificates.check_authorities(config.cafile)
+            return
+        tls.check_context(context)
+        if config.cafile is not None or not config.verify:
+            other = "cafile" if config.cafile is not None else "verify=False"
+            raise TypeError(f"ssl and {other} were both given: the context says what is trusted.")
+        if self.target.scheme != "wss":
             raise ConfigError(
-                f"ssl must be an SSLContext, not {context!r}.", field="ssl", value=context
+                f"ssl is given, but {self.target.url} is not a wss URL.", field="ssl", value=context
             )
-        parse_url(url, _SCHEMES)
+        self.context = context
 
     def run(self) -> WebSocket:
         progress = self.progress
@@ -116,58 +157,70 @@ class _Connecting:
                 raise
             queued = f", {progress.queued:.1f} s of them queued" if progress.queued >= 0.05 else ""
             raise TimeoutError(
-                f"Connecting to {self.url} timed out after {progress.deadline.timeout:g} s"
+                f"Connecting to {self.target.url} timed out after {progress.deadline.timeout:g} s"
                 f"{queued}, while {progress.stage}."
             ) from exc
 
+    # Redirects
+
     def _follow(self) -> WebSocket:
-        url = self.url
-        for _ in range(_MOST_REDIRECTS + 1):
-            target = parse_url(url, _SCHEMES)
+        url, target, followed = self.url, self.target, 0
+        while True:
             try:
                 return self._open(target)
             except _Redirected as exc:
-                before, url = url, self._next_url(url, exc.location)
-                if _place(before) != _place(url):
+                if self.max_redirects == 0:
+                    raise exc.rejection from None
+                if followed == self.max_redirects:
+                    raise HandshakeError(
+                        f"{self.target.url} redirects more than {followed} times, at last from "
+                        f"{target.url} to {exc.location!r}.",
+                        stage="websocket",
+                    ) from exc.rejection
+                followed += 1
+                before = target
+                url, target = self._next(url, before, exc.location)
+                if before.place != target.place:
+                    self.cookies.forget_given()
+                    self.authority = None
                     self.headers = [
                         (name, value)
                         for name, value in self.headers
                         if name.lower() not in _CONFIDENTIAL
                     ]
-        raise HandshakeError(
-            f"{self.url} redirects more than {_MOST_REDIRECTS} times.", stage="websocket"
-        )
 
-    def _next_url(self, url: str, location: str) -> str:
+    def _next(self, url: str, before: Target, location: str) -> tuple[str, Target]:
         # urljoin does not know ws; what it makes of http is the same.
         try:
-            joined = urljoin("http" + url[2:], location)
+            joined = urljoin("http" + url[2:], location).partition("#")[0]
         except ValueError:
             joined = location
         for http, ws in (("https:", "wss:"), ("http:", "ws:")):
             if joined.lower().startswith(http):
                 joined = ws + joined[len(http) :]
-        if self.sock is not None:
-            raise HandshakeError(
-                f"The server redirects to {location!r}, and the socket was given.",
-                stage="websocket",
-            )
-        if url.lower().startswith("wss:") and not joined.lower().startswith("wss:"):
-            raise HandshakeError(
-                f"The server redirects from wss to {location!r}, which is less secure.",
-                stage="websocket",
-            )
         try:
-            parse_url(joined, _SCHEMES)
+            target = parse_url(joined, _SCHEMES, users=True)
         except ConfigError as exc:
             raise HandshakeError(
                 f"The server redirects to what is no WebSocket: {exc}", stage="websocket"
             ) from exc
-        return joined
+        if before.scheme == "wss" and target.scheme != "wss":
+            raise HandshakeError(
+                f"The server redirects from wss to {target.url}, which is less secure.",
+                stage="websocket",
+            )
+        if self.sock is not None or (self.unix is not None and before.place != target.place):
+            way = "sock" if self.sock is not None else "unix"
+            raise HandshakeError(
+                f"The server redirects to {target.url}, which {way}= does not lead to.",
+                stage="websocket",
+            )
+        return joined, target
+
+    # The way to the server
 
     def _open(self, target: Target) -> WebSocket:
-        hub = ClientHub.current()
-        slots = hub.slots(self.config.max_connecting)
+        slots = ClientHub.current().slots(self.config.max_connecting)
         self.progress.stage = "waiting for a free handshake slot"
         began = time.monotonic()
         try:
@@ -176,8 +229,8 @@ class _Connecting:
             self.progress.queued += time.monotonic() - began
         sock = None
         try:
-            sock = self._connected(target, hub)
-            if target.url[:4].lower() == "wss:":
+            sock = self._connected(target)
+            if target.scheme == "wss":
                 sock = self._secured(sock, target)
             self.progress.stage = "waiting for the server to accept the WebSocket"
             return self._shake_hands(sock, target)
@@ -188,122 +241,109 @@ class _Connecting:
         finally:
             slots.release()
 
-    def _connected(self, target: Target, hub: ClientHub) -> Any:
+    def _connected(self, target: Target) -> Any:
         if self.sock is not None:
-            # Whatever kind of socket it is: ours never blocks the hub.
-            given = self.sock
-            return gevent.socket.socket(given.family, given.type, given.proto, given.detach())
-        first = self.proxy or target
-        self.progress.stage = f"resolving {first.host!r}"
-        addresses = in_order(resolve(first, self.progress.deadline, hub.lookups))
-        sock = _Race(first, self.config, self.progress).run(addresses)
-        if self.proxy is not None:
-            self.progress.stage = f"waiting for the proxy {self.proxy.authority}"
-            try:
-                _ask_for_tunnel(sock, self.proxy, target)
-            except BaseException:
-                sock.close()
-                raise
-        return sock
+            return adopt(self.sock, secure=target.scheme == "wss")
+        if self.unix is not None:
+            return connect_unix(self.unix, self.progress)
+        proxy = proxy_for(target, self.config.proxy)
+        if proxy is None:
+            return connect_tcp(target, self.config, self.progress, self.sockopt)
+        return self._tunnel(proxy, target)
 
-    # TLS
+    def _tunnel(self, proxy: Target, target: Target) -> Any:
+        try:
+            sock = connect_tcp(proxy, self.config, self.progress, self.sockopt)
+        except HandshakeError as exc:
+            raise HandshakeError(
+                f"The proxy {proxy.authority} cannot be reached: {exc}", stage=exc.stage
+            ) from exc
+        try:
+            if proxy.scheme == "https":
+                self.progress.stage = f"shaking hands by TLS with the proxy {proxy.authority}"
+                sock = tls.secure(sock, proxy.host, self._context(self.config.verify))
+            self.progress.stage = f"waiting for the proxy {proxy.authority}"
+            ask_for_tunnel(sock, proxy, target)
+        except BaseException:
+            sock.close()
+            raise
+        return tls.relayed(sock) if proxy.scheme == "https" and target.scheme == "wss" else sock
+
+    def _context(self, verify: bool) -> Any:
+        return self.context or tls.shared_context(verify=verify, cafile=self.config.cafile)
 
     def _secured(self, sock: Any, target: Target) -> Any:
         config = self.config
-        hashes = [certificate_hash(value) for value in config.server_certificate_hashes]
         self.progress.stage = "shaking hands by TLS"
-        context = self.context or self._make_context(verify=config.verify and not hashes)
-        # Not by the context: the standard library's would make a socket that blocks the hub.
-        wrapped = ssl.SSLSocket(
-            sock,
-            server_hostname=config.server_name or target.host,
-            do_handshake_on_connect=False,
-            _context=context,
-        )
-        try:
-            wrapped.do_handshake()
-            if hashes:
-                certificates.check_pinned(wrapped.getpeercert(binary_form=True), hashes)
-        except _stdlib_ssl.SSLCertVerificationError as exc:
-            wrapped.close()
-            raise CertificateError(
-                f"The certificate of {target.host!r} was not accepted: {exc.verify_message}."
-            ) from exc
-        except CertificateError:
-            wrapped.close()
-            raise
-        except OSError as exc:
-            wrapped.close()
-            raise HandshakeError(
-                f"The TLS handshake with {target.host!r} failed: {exc}.", stage="tls"
-            ) from exc
-        except BaseException:
-            wrapped.close()
-            raise
-        return wrapped
-
-    def _make_context(self, *, verify: bool) -> Any:
-        context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
-        context.set_alpn_protocols(["http/1.1"])
-        # While a server of TLS 1.2 negotiates again, a writable socket takes nothing: we would ask
-        # it for ever.
-        context.options |= ssl.OP_NO_RENEGOTIATION
-        if verify:
-            cafile = self.config.cafile
-            context.load_verify_locations(str(cafile) if cafile is not None else certifi.where())
-        else:
-            context.check_hostname = False
-            context.verify_mode = ssl.CERT_NONE
-        tracing.log_secrets(context)
-        return context
+        context = self._context(config.verify and not self.hashes)
+        return tls.secure(sock, config.server_name or target.host, context, self.hashes)
 
     # The handshake of RFC 6455
 
     def _shake_hands(self, sock: Any, target: Target) -> WebSocket:
         config = self.config
+        subprotocols = tuple(config.subprotocols)
+        headers = self._request_headers(target)
         try:
             request, key = client_request(
-                target.authority,
+                self.authority or target.authority,
                 target.path,
                 origin=config.origin,
-                subprotocols=tuple(config.subprotocols),
+                subprotocols=subprotocols,
                 compression=config.compression,
-                headers=self.headers,
+                headers=headers,
             )
         except LocalProtocolError as exc:
             raise ConfigError(f"The request cannot be sent: {exc}") from exc
-        handshake = ClientHandshake(
-            key, subprotocols=tuple(config.subprotocols), compression=config.compression
-        )
+        handshake = ClientHandshake(key, subprotocols=subprotocols, compression=config.compression)
         try:
             sock.sendall(request)
-            result: HandshakeDone | HandshakeFailed | None = None
-            while result is None:
-                data = sock.recv(16384)
-                result = handshake.feed(data) if data else handshake.feed_eof()
+            result = _answer(sock, handshake)
         except OSError as exc:
             raise HandshakeError(
                 f"The connection broke during the handshake: {exc}.", stage="websocket"
             ) from exc
+        self.cookies.keep(target, result.headers)
         if isinstance(result, HandshakeFailed):
             raise _failure(result)
         connection = TcpConnection(sock)
-        asked = self._request(target, connection)
+        asked = Request.at(
+            target.path,
+            method="GET",
+            protocol="websocket",
+            authority=self.authority or target.authority,
+            origin=config.origin,
+            headers={name.lower(): value for name, value in headers},
+            subprotocols=subprotocols,
+            remote_address=connection.remote_address,
+        )
         websocket = WebSocket.over(connection, result.agreement, asked, config, is_client=True)
         websocket.start(result.rest)
         return websocket
 
-    def _request(self, target: Target, connection: TcpConnection) -> Request:
-        return Request.at(
-            target.path,
-            method="GET",
-            protocol="websocket",
-            authority=target.authority,
-            origin=self.config.origin,
-            headers={name.lower(): value for name, value in self.headers},
-            subprotocols=tuple(self.config.subprotocols),
-            remote_address=connection.remote_address,
-        )
+    def _request_headers(self, target: Target) -> list[tuple[str, str]]:
+        """Return the caller's headers, with what the URL and the cookies add to them."""
+        own = {name.lower(): value for name, value in self.headers}
+        headers = [each for each in self.headers if each[0].lower() != "cookie"]
+        cookie = self.cookies.header(target, own.get("cookie"))
+        if cookie is not None:
+            headers.append(("Cookie", cookie))
+        if target.authorization is not None and "authorization" not in own:
+            headers.append(("Authorization", target.authorization))
+        return headers
+
+
+def _answer(sock: Any, handshake: ClientHandshake) -> HandshakeDone | HandshakeFailed:
+    """Wait for the server's answer; of a refusal, for a moment only for its body."""
+    result: HandshakeDone | HandshakeFailed | None = None
+    while result is None and not handshake.refused:
+        data = sock.recv(16384)
+        result = handshake.feed(data) if data else handshake.feed_eof()
+    with gevent.Timeout(_BODY_TIMEOUT, False):
+        while result is None:
+            data = sock.recv(16384)
+            result = handshake.feed(data) if data else handshake.feed_eof()
+    return handshake.feed_eof() if result is None else result
 
 
 def _failure(result: HandshakeFailed) -> Exception:
@@ -311,13 +351,13 @@ def _failure(result: HandshakeFailed) -> Exception:
     if status is None or status == 101:
         return HandshakeError(result.reason, stage="websocket")
     headers = {name.lower(): value for name, value in result.headers}
-    if status in (301, 302, 303, 307, 308) and "location" in headers:
-        return _Redirected(headers["location"])
     error = SessionRejected(
         status, headers, f"The server refused the WebSocket with HTTP status {status}."
     )
     error.stage = "websocket"
     error.body = result.body
+    if status in (301, 302, 303, 307, 308) and "location" in headers:
+        return _Redirected(headers["location"], error)
     return error
 
 
@@ -329,114 +369,3 @@ def _headers(config: ClientConfig) -> list[tuple[str, str]]:
     if not any(name.lower() == "user-agent" for name, _ in items):
         items.append(("User-Agent", config.user_agent or f"gwt/{VERSION}"))
     return items
-
-
-def _place(url: str) -> tuple[str, str | None, int | None]:
-    split = urlsplit(url)
-    return split.scheme, split.hostname, split.port
-
-
-def _ask_for_tunnel(sock: Any, proxy: Target, target: Target) -> None:
-    """Ask a proxy for a tunnel, and wait for its answer."""
-    host = f"[{target.host}]" if ":" in target.host else target.host
-    place = f"{host}:{target.port}"
-    answer = b""
-    try:
-        sock.sendall(f"CONNECT {place} HTTP/1.1\r\nHost: {place}\r\n\r\n".encode())
-        while b"\r\n\r\n" not in answer and len(answer) < _LONGEST_ANSWER:
-            more = sock.recv(16384)
-            if not more:
-                break
-            answer += more
-    except OSError as exc:
-        raise HandshakeError(
-            f"The proxy {proxy.authority} broke the connection: {exc}.", stage="connect"
-        ) from exc
-    first, _, _ = answer.partition(b"\r\n")
-    status = re.fullmatch(rb"HTTP/1\.[01] (\d{3})(?: .*)?", first)
-    if status is None or not answer.partition(b"\r\n\r\n")[1]:
-        raise HandshakeError(f"The proxy {proxy.authority} gave no answer.", stage="connect")
-    if not status[1].startswith(b"2"):
-        raise HandshakeError(
-            f"The proxy {proxy.authority} refused a tunnel to {place} with HTTP status "
-            f"{status[1].decode()}.",
-            stage="connect",
-        )
-    if not answer.endswith(b"\r\n\r\n"):
-        # A server of WebSockets does not speak first.
-        raise HandshakeError(
-            f"The proxy {proxy.authority} sent more than an answer.", stage="connect"
-        )
-
-
-class _Race:
-    """The addresses of one name, tried as RFC 8305 has it; the first that answers wins."""
-
-    def __init__(self, target: Target, config: ClientConfig, progress: Progress) -> None:
-        self.target = target
-        self.config = config
-        self.progress = progress
-        self.changed = Signal()
-        self.winner: Any = None
-        self.failures: list[tuple[str, OSError]] = []
-
-    def run(self, addresses: list[tuple[int, Any]]) -> Any:
-        waiting = deque(addresses)
-        attempts: list[gevent.Greenlet] = []
-        started = -1e9
-        delay = patience(self.config.attempt_delay, None)
-        try:
-            while self.winner is None:
-                failed = len(self.failures) == len(attempts)
-                due = next_start(started, delay, answered=False, failed=failed)
-                if waiting and time.monotonic() >= due:
-                    family, address = waiting.popleft()
-                    where = "{} port {}".format(*shown(address))
-                    self.progress.stage = f"connecting to {where}"
-                    started = time.monotonic()
-                    attempt = gevent.Greenlet(self._attempt, family, address, where)
-                    attempt.name = f"gwt-connect {where}"
-                    attempts.append(attempt)
-                    attempt.start()
-                elif not waiting and failed:
-                    raise self._none_left()
-                else:
-                    self._wait(due if waiting else None)
-            winner, self.winner = self.winner, None
-            return winner
-        finally:
-            gevent.killall(attempts, block=False)
-            if self.winner is not None:
-                self.winner.close()
-
-    def _wait(self, due: float | None) -> None:
-        try:
-            left = None if due is None else max(0.0, due - time.monotonic())
-            self.changed.wait(Deadline(left))
-        except TimeoutError:
-            if due is None:
-                raise
-
-    def _attempt(self, family: int, address: Any, where: str) -> None:
-        sock = gevent.socket.socket(family, gevent.socket.SOCK_STREAM)
-        try:
-            sock.connect(address)
-            if self.winner is None:
-                self.winner, sock = sock, None
-        except OSError as exc:
-            self.failures.append((where, exc))
-        finally:
-            if sock is not None:
-                sock.close()
-            self.changed.notify()
-
-    def _none_left(self) -> HandshakeError:
-        texts = [f"{where}: {exc.strerror or exc}" for where, exc in self.failures]
-        error = HandshakeError(
-            f"Nobody answers on TCP {'; '.join(texts)}."
-            if texts
-            else f"{self.target.host!r} has no address.",
-            stage="connect",
-        )
-        error.__cause__ = self.failures[0][1] if self.failures else None
-        return error

@@ -336,6 +336,11 @@ class ClientHandshake:
         )
         self._http.send(h11.EndOfMessage())
 
+    @property
+    def refused(self) -> bool:
+        """Whether the answer is known to be a refusal, of which the body may still come."""
+        return self._refused is not None
+
     def feed(self, data: bytes) -> HandshakeDone | HandshakeFailed | None:
         """Take what arrived; None if more is needed. Once there is a result it stays."""
         # h11 bounds what is incomplete, but would take a long header that is complete: it gets a

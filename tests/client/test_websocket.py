@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import socket
-from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 from typing import Any
 
 import gevent
@@ -13,71 +12,12 @@ import gevent.server
 import gevent.socket
 import pytest
 from gevent import ssl
-from gevent.pool import Pool
 from OpenSSL import SSL
 
 import gwt
 from gwt import certificates
 from gwt.client import target
-from gwt.protocol.wshandshake import accept_key
-
-
-def echo(ws: gwt.WebSocket) -> None:
-    for message in ws:
-        ws.send(message)
-
-
-@contextmanager
-def serving(**options: Any) -> Iterator[gwt.Server]:
-    app = options.pop("app", None) or gwt.App()
-    app.websocket("/ws")(echo)
-    with gwt.Server(app, "127.0.0.1:0", http3=False, **options) as server:
-        yield server
-
-
-def url(server: gwt.Server, path: str = "/ws", scheme: str = "ws") -> str:
-    return "{}://{}:{}{}".format(scheme, *server.address, path)
-
-
-@contextmanager
-def answering(*answers: Any) -> Iterator[tuple[str, list[str]]]:
-    """A server that gives one answer a connection; its URL, and the requests that came."""
-    asked: list[str] = []
-    waiting = list(answers)
-
-    def handle(sock: Any, _: object) -> None:
-        data = b""
-        while b"\r\n\r\n" not in data:
-            more = sock.recv(65536)
-            if not more:
-                return
-            data += more
-        asked.append(data.decode())
-        answer = waiting.pop(0)
-        if callable(answer):
-            answer = answer(asked[-1])
-        if answer is None:
-            sock.recv(1)
-        else:
-            sock.sendall(answer)
-
-    server = gevent.server.StreamServer(("127.0.0.1", 0), handle)
-    server.start()
-    try:
-        yield f"ws://127.0.0.1:{server.address[1]}", asked
-    finally:
-        server.stop()
-
-
-def switched(request: str) -> bytes:
-    key = next(line[19:] for line in request.split("\r\n") if line.startswith("Sec-WebSocket-Key"))
-    head = "HTTP/1.1 101 Switching Protocols\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n"
-    head += f"Sec-WebSocket-Accept: {accept_key(key)}\r\n\r\n"
-    return head.encode() + b"\x81\x05early\x88\x02\x03\xe8"
-
-
-def redirect(location: str, status: int = 302) -> bytes:
-    return f"HTTP/1.1 {status} Moved\r\nLocation: {location}\r\nContent-Length: 0\r\n\r\n".encode()
+from tests.helpers.websockets import answering, redirect, serving, switched, url
 
 
 class TestRequests:
@@ -118,9 +58,7 @@ class TestRequests:
                 with pytest.raises(gwt.ConfigError):
                     gwt.connect(url(server), headers=headers)
 
-    @pytest.mark.parametrize(
-        "text", ["ws://", "ws://h:0", "ws://u@h/", "wss://h/#x", "ws:h", "w://h"]
-    )
+    @pytest.mark.parametrize("text", ["ws://", "ws://h:0", "wss://h/#x", "ws:h", "w://h"])
     def test_urls_that_are_none(self, text):
         with pytest.raises(gwt.ConfigError):
             gwt.connect(text)
@@ -362,71 +300,3 @@ class TestSockets:
         with gwt.connect("ws://localhost/", sock=ours, compression=None) as ws:
             assert list(ws) == ["early"]
         server.get(timeout=5)
-
-
-@contextmanager
-def proxying(*, answer: bytes = b"HTTP/1.1 200 OK\r\n\r\n") -> Iterator[tuple[str, list[bytes]]]:
-    """A proxy that opens tunnels; its URL, and what it was asked for."""
-    asked: list[bytes] = []
-
-    def carry(source: Any, sink: Any) -> None:
-        with suppress(OSError):
-            while data := source.recv(65536):
-                sink.sendall(data)
-            sink.shutdown(socket.SHUT_WR)
-
-    def handle(sock: Any, _: object) -> None:
-        data = b""
-        while b"\r\n\r\n" not in data:
-            data += sock.recv(65536)
-        asked.append(data.split(b"\r\n")[0])
-        sock.sendall(answer)
-        if b" 200 " not in answer:
-            return
-        host, port = data.split()[1].decode().rsplit(":", 1)
-        with gevent.socket.create_connection((host, int(port))) as there:
-            back = gevent.spawn(carry, there, sock)
-            carry(sock, there)
-            back.join()
-
-    server = gevent.server.StreamServer(("127.0.0.1", 0), handle, spawn=Pool())
-    server.start()
-    try:
-        yield f"http://127.0.0.1:{server.address[1]}", asked
-    finally:
-        server.stop(timeout=1)
-
-
-class TestProxies:
-    @pytest.mark.parametrize("scheme", ["ws", "wss"])
-    def test_open_a_tunnel(self, scheme, identity):
-        _, cert, key = identity
-        files = {"certfile": cert, "keyfile": key} if scheme == "wss" else {}
-        with serving(**files) as server, proxying() as (proxy, asked):
-            with gwt.connect(url(server, scheme=scheme), proxy=proxy, verify=False) as ws:
-                ws.send("x")
-                assert ws.recv(timeout=5) == "x"
-            assert asked == ["CONNECT {}:{} HTTP/1.1".format(*server.address).encode()]
-
-    @pytest.mark.parametrize(
-        ("answer", "text"),
-        [
-            (b"HTTP/1.1 407 Who?\r\n\r\n", "HTTP status 407"),
-            (b"HTTP/1.1 403\r\n\r\n", "HTTP status 403"),
-            (b"hello\r\n\r\n", "no answer"),
-            (b"HTTP/1.1 2xx\r\n\r\n", "no answer"),
-            (b"x" * 70_000, "no answer"),
-            (b"", "no answer"),
-        ],
-    )
-    def test_that_refuse(self, answer, text):
-        with proxying(answer=answer) as (proxy, _):
-            with pytest.raises(gwt.HandshakeError, match=text) as caught:
-                gwt.connect("ws://name.test/", proxy=proxy)
-            assert caught.value.stage == "connect"
-
-    def test_that_cannot_be(self):
-        with pytest.raises(gwt.ConfigError):
-            gwt.connect("ws://name.test/", proxy="socks5://localhost")
-        with pytest.raises(TypeError):
-            gwt.connect("ws://name.test/", proxy="http://localhost", sock=object())
