@@ -31,14 +31,14 @@ __all__ = ["adopt", "connect_tcp", "connect_unix"]
 
 def adopt(given: Any, *, secure: bool) -> Any:
     """Return a gevent socket of what the caller gave, which is ours from now on."""
-    if isinstance(given, _stdlib_ssl.SSLSocket) or (secure and isinstance(given, ssl.SSLSocket)):
+    if isinstance(given, ssl.SSLSocket) and not secure:
+        return given
+    if isinstance(given, (ssl.SSLSocket, _stdlib_ssl.SSLSocket)):
         raise ConfigError(
             "sock speaks TLS already: give the socket below it, and a wss URL.",
             field="sock",
             value=given,
         )
-    if isinstance(given, ssl.SSLSocket):
-        return given
     try:
         # Whatever kind of socket it is: ours never blocks the hub.
         return gevent.socket.socket(given.family, given.type, given.proto, given.detach())

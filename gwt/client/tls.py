@@ -75,14 +75,16 @@ def secure(sock: Any, host: str, context: Any, hashes: Sequence[bytes] = ()) -> 
     with stage "tls", or ConfigError for a name that cannot be asked for.
     """
     try:
-        wrapped = ssl.SSLSocket(
-            sock, server_hostname=host, do_handshake_on_connect=False, _context=context
-        )
-    except ValueError as exc:
+        # As OpenSSL's wrapper does it, which would lose the socket.
+        host.encode("idna")
+    except UnicodeError as exc:
         sock.close()
         raise ConfigError(
-            f"{host!r} is no name for a server: {exc}.", field="server_name", value=host
+            f"{host!r} is no name of a server: {exc}.", field="server_name", value=host
         ) from exc
+    wrapped = ssl.SSLSocket(
+        sock, server_hostname=host, do_handshake_on_connect=False, _context=context
+    )
     try:
         wrapped.do_handshake()
         if hashes:
