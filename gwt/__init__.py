@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 from .version import VERSION
 
 if TYPE_CHECKING:
-    from .client import ClientStats, WebTransportClient, connect
+    from .client import ClientStats, WebTransportClient, connect, create_connection
     from .config import ClientConfig, ServerConfig
     from .connection import WebTransportConnection
     from .errors import (
@@ -66,7 +66,7 @@ if TYPE_CHECKING:
 __version__ = VERSION
 
 _HOMES = {
-    "client": ["ClientStats", "WebTransportClient", "connect"],
+    "client": ["ClientStats", "WebTransportClient", "connect", "create_connection"],
     "config": ["ClientConfig", "ServerConfig"],
     "connection": ["WebTransportConnection"],
     "errors": [
@@ -170,6 +170,7 @@ __all__ = [
     "WebTransportStream",
     "__version__",
     "connect",
+    "create_connection",
     "serve",
 ]
 

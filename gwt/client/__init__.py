@@ -7,5 +7,6 @@ Never imports gwt.server.
 from __future__ import annotations
 
 from .client import ClientStats, WebTransportClient, connect
+from .legacy import create_connection
 
-__all__ = ["ClientStats", "WebTransportClient", "connect"]
+__all__ = ["ClientStats", "WebTransportClient", "connect", "create_connection"]

@@ -34,9 +34,9 @@ from .sockets import ClientHub
 from .target import Target, pairs, parse_url
 from .tcp import adopt, connect_tcp, connect_unix
 
-__all__ = ["connect_websocket"]
+__all__ = ["SCHEMES", "connect_websocket"]
 
-_SCHEMES = {"ws": 80, "wss": 443}
+SCHEMES = {"ws": 80, "wss": 443}
 
 # What a redirect to another place does not take along.
 _CONFIDENTIAL = frozenset(("authorization", "cookie", "proxy-authorization"))
@@ -101,7 +101,7 @@ class _Connecting:
                 field="max_redirects",
                 value=max_redirects,
             )
-        self.target = parse_url(url, _SCHEMES, users=True)
+        self.target = parse_url(url, SCHEMES, users=True)
         self.url = url
         self.config = config
         self.cookies = cookies
@@ -199,7 +199,7 @@ class _Connecting:
             if joined.lower().startswith(http):
                 joined = ws + joined[len(http) :]
         try:
-            target = parse_url(joined, _SCHEMES, users=True)
+            target = parse_url(joined, SCHEMES, users=True)
         except ConfigError as exc:
             raise HandshakeError(
                 f"The server redirects to what is no WebSocket: {exc}", stage="websocket"
