@@ -21,7 +21,10 @@ __all__ = ["ask_for_tunnel", "proxy_for"]
 _SCHEMES = {"http": 80, "https": 443}
 
 # In whose order the environment is asked: RFC 6455 4.1 prefers the proxy for TLS also without it.
-_VARIABLES = {"ws": ("ws", "https", "http", "all"), "wss": ("wss", "https", "all")}
+_VARIABLES = {
+    "ws": ("ws", "https", "http", "all", "socks"),
+    "wss": ("wss", "https", "all", "socks"),
+}
 
 # Bytes of a proxy's answer.
 _LONGEST_ANSWER = 65536
@@ -45,6 +48,9 @@ def proxy_for(target: Target, option: Any) -> Target | None:
     proxies = getproxies()
     for name in _VARIABLES[target.scheme]:
         if found := proxies.get(name):
+            if name == "socks":
+                # Whatever scheme it is written with.
+                found = f"socks://{found.rpartition('://')[2]}"
             return _parse(found, f"{name}_proxy in the environment")
     return None
 

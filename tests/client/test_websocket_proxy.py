@@ -166,9 +166,12 @@ class TestEnvironments:
             assert talks(gwt.connect(url(server)))
             assert talks(gwt.connect(f"ws://localhost:{server.address[1]}/ws"))
 
-    def test_are_an_error_if_they_name_another_kind(self, environment):
-        environment("all_proxy", "socks5://user:secret@127.0.0.1:1")
-        with pytest.raises(gwt.ConfigError, match=r"all_proxy.*proxy=None") as caught:
+    @pytest.mark.parametrize(
+        ("name", "scheme"), [("all", "socks5"), ("socks", "socks5h"), ("socks", "http")]
+    )
+    def test_are_an_error_if_they_name_another_kind(self, environment, name, scheme):
+        environment(f"{name}_proxy", f"{scheme}://user:secret@127.0.0.1:1")
+        with pytest.raises(gwt.ConfigError, match=f"{name}_proxy.*proxy=None") as caught:
             gwt.connect("ws://name.test/")
         assert caught.value.field == "proxy"
         assert "secret" not in str(caught.value)
