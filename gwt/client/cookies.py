@@ -55,6 +55,8 @@ class Cookies:
 
     def header(self, target: Target, literal: str | None) -> str | None:
         """Return the one Cookie header of a request (RFC 6265 5.4); `literal` comes first."""
+        if not self._given and not any(True for _ in self._jar):
+            return literal
         request = _request(target)
         self._jar.add_cookie_header(request)
         kept = request.get_header("Cookie") or ""
@@ -67,11 +69,11 @@ class Cookies:
 
     def keep(self, target: Target, headers: Iterable[tuple[str, str]]) -> None:
         """Take what an answer sets."""
-        message = Message()
-        for name, value in headers:
-            if name.lower() == "set-cookie":
+        set_by = [value for name, value in headers if name.lower() == "set-cookie"]
+        if set_by:
+            message = Message()
+            for value in set_by:
                 message["Set-Cookie"] = value
-        if message:
             response: Any = _Response(message)
             self._jar.extract_cookies(response, _request(target))
 

@@ -122,6 +122,15 @@ def test_websocket():
     ]
 
 
+def test_websocket_client():
+    assert run("websocket_client.py") == [
+        "/feed news in json",
+        "401 Basic who are you?",
+        "/feed news in None",
+        "after 0.2 s, while waiting for the server to accept the WebSocket.",
+    ]
+
+
 def test_thousands_of_clients():
     # Few of them: how many it can be is tests/scale's affair.
     assert run("thousands_of_clients.py", "200") == [
