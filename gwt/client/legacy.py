@@ -18,7 +18,7 @@ from ..options import bad
 from ..stream_common import CONFIGURED
 from ..websocket import WebSocket
 from . import tls
-from .target import parse_url
+from .target import Target, parse_url
 from .websocket import SCHEMES, connect_websocket
 
 __all__ = ["create_connection"]
@@ -73,16 +73,19 @@ def create_connection(
     if skip_utf8_validation:
         raise bad("skip_utf8_validation", skip_utf8_validation, "False: text is always UTF-8")
     del enable_multithread
+    target = parse_url(url, SCHEMES, users=True)
     if proxy_type != "http":
         raise bad("proxy_type", proxy_type, '"http"')
     headers = _headers(header)
     if cookie is not None:
         headers.append(("Cookie", cookie))
     if not suppress_origin and not any(name.lower() == "origin" for name, _ in headers):
-        options["origin"] = origin if origin is not None else _default_origin(url)
+        options["origin"] = origin if origin is not None else _origin(target)
     if timeout is not CONFIGURED:
         options["timeout"] = timeout
     if http_proxy_host is not None:
+        if "proxy" in options:
+            raise TypeError("proxy and http_proxy_host were both given.")
         options["proxy"] = _proxy(http_proxy_host, http_proxy_port, http_proxy_auth)
     return connect_websocket(
         url,
@@ -92,7 +95,7 @@ def create_connection(
         sock=socket,
         sockopt=sockopt or (),
         max_redirects=redirect_limit,
-        **_ssl_options(dict(sslopt or {}), secure=url[:4].lower() == "wss:"),
+        **_ssl_options(dict(sslopt or {}), secure=target.scheme == "wss"),
         **options,
     )
 
@@ -109,8 +112,7 @@ def _headers(given: Any) -> list[tuple[str, str]]:
     return headers
 
 
-def _default_origin(url: str) -> str:
-    target = parse_url(url, SCHEMES, users=True)
+def _origin(target: Target) -> str:
     return f"{'https' if target.scheme == 'wss' else 'http'}://{target.authority}"
 
 
@@ -129,7 +131,7 @@ def _ssl_options(given: dict[str, Any], *, secure: bool) -> dict[str, Any]:
             raise UnknownOption(f"sslopt has no option {name!r}.", field="sslopt", value=given)
     if (name := given.pop("server_hostname", None)) is not None:
         options["server_name"] = name
-    if not secure or not given:
+    if not given:
         return options
     verify = ssl.VerifyMode(given.get("cert_reqs", ssl.CERT_REQUIRED)) is not ssl.CERT_NONE
     cafile = given.get("ca_certs")
@@ -137,6 +139,8 @@ def _ssl_options(given: dict[str, Any], *, secure: bool) -> dict[str, Any]:
     if not special:
         # Equal options share a context.
         return options | {"verify": verify, "cafile": cafile if verify else None}
+    if not secure:
+        return options
     context = given.get("context") or tls.make_context(verify=verify, cafile=cafile)
     if given.get("ca_cert_path"):
         context.load_verify_locations(capath=os.fspath(given["ca_cert_path"]))

@@ -32,6 +32,7 @@ __all__ = ["adopt", "connect_tcp", "connect_unix"]
 def adopt(given: Any, *, secure: bool) -> Any:
     """Return a gevent socket of what the caller gave, which is ours from now on."""
     if isinstance(given, ssl.SSLSocket) and not secure:
+        given.settimeout(None)
         return given
     if isinstance(given, (ssl.SSLSocket, _stdlib_ssl.SSLSocket)):
         raise ConfigError(
@@ -41,17 +42,21 @@ def adopt(given: Any, *, secure: bool) -> Any:
         )
     try:
         # Whatever kind of socket it is: ours never blocks the hub.
-        return gevent.socket.socket(given.family, given.type, given.proto, given.detach())
+        sock = gevent.socket.socket(given.family, given.type, given.proto, given.detach())
     except (AttributeError, TypeError, OSError) as exc:
         raise ConfigError(
             f"sock must be a connected socket, not {given!r}.", field="sock", value=given
         ) from exc
+    sock.settimeout(None)
+    return sock
 
 
 def connect_unix(path: str | bytes | os.PathLike[str], progress: Progress) -> Any:
     """Return a socket that is connected to a Unix socket; waits for its backlog."""
     progress.stage = f"connecting to {path!r}"
     sock = gevent.socket.socket(gevent.socket.AF_UNIX, gevent.socket.SOCK_STREAM)
+    # The limit is connect()'s, not socket.setdefaulttimeout()'s.
+    sock.settimeout(None)
     try:
         sock.connect(os.fspath(path))
         return sock
@@ -150,6 +155,7 @@ class _Race:
         sock = None
         try:
             sock = gevent.socket.socket(family, gevent.socket.SOCK_STREAM)
+            sock.settimeout(None)
             for option in self.options:
                 sock.setsockopt(*option)
             sock.connect(address)

@@ -350,7 +350,10 @@ def _failure(result: HandshakeFailed) -> Exception:
     status = result.status
     if status is None or status == 101:
         return HandshakeError(result.reason, stage="websocket")
-    headers = {name.lower(): value for name, value in result.headers}
+    headers: dict[str, str] = {}
+    for name, value in result.headers:
+        name = name.lower()
+        headers[name] = f"{headers[name]}, {value}" if name in headers else value
     error = SessionRejected(
         status, headers, f"The server refused the WebSocket with HTTP status {status}."
     )

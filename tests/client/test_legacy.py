@@ -94,6 +94,12 @@ class TestRequests:
             gwt.create_connection("wss://name.test/", **options)
         assert caught.value.field == next(iter(options))
 
+    @pytest.mark.parametrize("value", [5, None, "http://name.test/"])
+    def test_need_a_url(self, value):
+        with pytest.raises(gwt.ConfigError) as caught:
+            gwt.create_connection(value, suppress_origin=True)
+        assert caught.value.field == "url"
+
     def test_end_in_time(self):
         with answering(None) as (base, _), pytest.raises(TimeoutError, match=r"0\.05 s"):
             gwt.create_connection(base, timeout=0.05)
@@ -143,6 +149,8 @@ class TestSockets:
             )
             assert talks(ws)
         assert "Proxy-Authorization: Basic dXNAZXI6cDp3" in lines(asked[0])
+        with pytest.raises(TypeError, match="proxy and http_proxy_host"):
+            gwt.create_connection("ws://name.test/", http_proxy_host="x", proxy="http://y")
 
 
 class TestTls:
@@ -164,9 +172,17 @@ class TestTls:
         with serving(certfile=cert, keyfile=key) as server:
             there = url(server, scheme="wss")
             assert talks(gwt.create_connection(there, sslopt=filled))
-            # In a plain connection it has no meaning.
+        # In a plain connection it has no meaning.
         with serving() as server:
             assert talks(gwt.create_connection(url(server), sslopt=filled))
+
+    def test_is_the_same_after_a_redirect(self, files):
+        cert, key = files
+        with serving(certfile=cert, keyfile=key) as server:
+            location = url(server, scheme="https")
+            with answering(redirect(location)) as (base, _):
+                options = {"sslopt": {"cert_reqs": ssl.CERT_NONE}, "suppress_origin": True}
+                assert talks(gwt.create_connection(base, **options))
 
     def test_takes_a_context(self, files):
         cert, key = files

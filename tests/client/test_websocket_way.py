@@ -339,6 +339,24 @@ class TestSlots:
 
 
 class TestAnswers:
+    def test_may_take_longer_than_sockets_do_by_default(self):
+        def late(request):
+            gevent.sleep(0.05)
+            return switched(request)
+
+        before = socket.getdefaulttimeout()
+        with answering(late, late) as (base, _):
+            socket.setdefaulttimeout(0.01)
+            try:
+                gwt.connect(base).close()
+                host, port = base[5:].split(":")
+                sock = gevent.socket.socket()
+                sock.settimeout(1)
+                sock.connect((host, int(port)))
+                gwt.connect(base, sock=sock).close()
+            finally:
+                socket.setdefaulttimeout(before)
+
     @pytest.mark.parametrize(
         "length", ["Content-Length: 100", "X: y", "Transfer-Encoding: chunked"]
     )
@@ -365,6 +383,12 @@ class TestAnswers:
             gwt.connect(base)
         assert (caught.value.status, caught.value.stage) == (status, "websocket")
         assert caught.value.headers == {"www-authenticate": "Basic"}
+
+    def test_that_refuse_with_a_header_twice(self):
+        answer = b"HTTP/1.1 401 X\r\nWWW-Authenticate: A\r\nWWW-Authenticate: B\r\n\r\n"
+        with answering(answer) as (base, _), pytest.raises(gwt.SessionRejected) as caught:
+            gwt.connect(base)
+        assert caught.value.headers == {"www-authenticate": "A, B"}
 
     def test_that_never_end_are_not_read(self):
         sent = 0

@@ -436,6 +436,16 @@ class TestClient:
         handshake.feed(whole[:cut] + data + whole[cut:])
         handshake.feed_eof()
 
+    def test_a_refusal_is_known_before_its_body(self):
+        handshake = ClientHandshake(KEY)
+        assert not handshake.refused
+        assert handshake.feed(b"HTTP/1.1 100 Continue\r\n\r\nHTTP/1.1 401 No\r\nX: y\r\n") is None
+        assert not handshake.refused
+        assert handshake.feed(b"\r\nbo") is None
+        assert handshake.refused
+        result = handshake.feed_eof()
+        assert (result.status, result.body) == (401, b"bo")
+
 
 class TestTogether:
     @pytest.mark.parametrize("compression", [None, "deflate"])
