@@ -27,7 +27,7 @@ from ..version import VERSION
 from .dial import Progress, dial
 from .sockets import ClientHub
 from .target import Headers, Target, pairs, parse_url
-from .websocket import connect_websocket
+from .websocket import SCHEMES, connect_websocket
 
 __all__ = ["ClientStats", "WebTransportClient", "connect"]
 
@@ -43,8 +43,12 @@ def connect(url: str, *, config: ClientConfig | None = None, **options: Any) -> 
     RequirementsNotMet, HandshakeError with its stage, ConfigError, or TimeoutError, which says what
     was being waited for.
     """
-    if isinstance(url, str) and url[:4].lower().startswith(("ws:", "wss:")):
+    scheme = url.partition(":")[0].lower() if isinstance(url, str) else ""
+    if scheme in SCHEMES:
         return connect_websocket(url, config=config, **options)
+    if scheme != "https":
+        # It says which would do.
+        parse_url(url, {"https": 443, **SCHEMES})
     return _connect_session(url, (config or ClientConfig()).update(**options))
 
 

@@ -63,6 +63,11 @@ class TestRequests:
         with pytest.raises(gwt.ConfigError):
             gwt.connect(text)
 
+    @pytest.mark.parametrize("text", ["http://name.test/", "name.test", "", "unix:/x"])
+    def test_urls_of_other_schemes_are_told_which_there_are(self, text):
+        with pytest.raises(gwt.ConfigError, match='"https://" or "ws://" or "wss://" is needed'):
+            gwt.connect(text)
+
     def test_unknown_options_are_refused(self):
         with pytest.raises(gwt.UnknownOption):
             gwt.connect("ws://localhost", pings=3)
