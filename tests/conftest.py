@@ -1,8 +1,8 @@
 """
 What holds for every test: a deadline, nothing left behind, no error that only the hub saw.
 
-It also decides about browser tests, and sets hypothesis up. Fixtures for one folder of tests live
-in that folder's conftest.
+It also decides about tests that need a browser or Autobahn, and sets hypothesis up. Fixtures for
+one folder of tests live in that folder's conftest.
 """
 
 from __future__ import annotations
@@ -13,7 +13,8 @@ import os
 import time
 import traceback
 import weakref
-from collections.abc import Iterator
+from collections import Counter
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -24,7 +25,7 @@ import gevent.util
 import hypothesis
 import pytest
 
-from tests.helpers import find_browser
+from tests.helpers import find_autobahn, find_browser
 
 DEADLINE = 30.0
 
@@ -173,32 +174,64 @@ def pytest_runtest_makereport(item: pytest.Item, call: pytest.CallInfo[None]) ->
     report = yield
     if call.excinfo is not None and isinstance(call.excinfo.value, DeadlineExceeded):
         report.sections.append(("greenlets", "\n".join(gevent.util.format_run_info())))
-    if report.skipped and item.get_closest_marker("browser") and not hasattr(report, "wasxfail"):
-        if _browser_required():
-            report.outcome = "failed"
-            report.longrepr = f"GWT_REQUIRE_BROWSER is set, and this was skipped: {call.excinfo}"
-        else:
-            item.config.stash[_SKIPPED] = item.config.stash.get(_SKIPPED, 0) + 1
+    if report.skipped and not hasattr(report, "wasxfail"):
+        for need in _NEEDS:
+            if not item.get_closest_marker(need.marker):
+                continue
+            if os.environ.get(need.variable, "") not in ("", "0"):
+                report.outcome = "failed"
+                report.longrepr = f"{need.variable} is set, and this was skipped: {call.excinfo}"
+            else:
+                skipped = item.config.stash.setdefault(_SKIPPED, Counter())
+                skipped[need.marker] += 1
     return report
 
 
-_SKIPPED = pytest.StashKey[int]()
+@dataclass(frozen=True)
+class _Need:
+    """What tests with a marker need. Where `variable` is set they may not be skipped."""
+
+    marker: str
+    variable: str
+    name: str
+    find: Callable[[], object]
+    missing: str
+    remedy: str
 
 
-def _browser_required() -> bool:
-    return os.environ.get("GWT_REQUIRE_BROWSER", "") not in ("", "0")
+_NEEDS = (
+    _Need(
+        marker="browser",
+        variable="GWT_REQUIRE_BROWSER",
+        name="browser",
+        find=find_browser,
+        missing="chromium or chromedriver is not on PATH",
+        remedy="Debian's packages chromium and chromium-driver are what they need",
+    ),
+    _Need(
+        marker="autobahn",
+        variable="GWT_REQUIRE_AUTOBAHN",
+        name="Autobahn",
+        find=find_autobahn,
+        missing="Autobahn's test suite is not installed",
+        remedy="tools/test installs it where it finds Python 2.7; PYTHON27 names one",
+    ),
+)
+
+_SKIPPED = pytest.StashKey[Counter[str]]()
 
 
 def pytest_runtest_setup(item: pytest.Item) -> None:
-    if item.get_closest_marker("browser") and find_browser() is None:
-        pytest.skip("chromium or chromedriver is not on PATH")
+    for need in _NEEDS:
+        if item.get_closest_marker(need.marker) and need.find() is None:
+            pytest.skip(need.missing)
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
-    count = terminalreporter.config.stash.get(_SKIPPED, 0)
-    if count:
-        # tools/test looks for this line.
-        terminalreporter.write_line(
-            f"{count} browser test{'s' * (count != 1)} skipped: Debian's packages chromium and "
-            "chromium-driver are what they need"
-        )
+    skipped = terminalreporter.config.stash.get(_SKIPPED, Counter())
+    for need in _NEEDS:
+        if count := skipped[need.marker]:
+            # tools/test looks for this line.
+            terminalreporter.write_line(
+                f"{count} {need.name} test{'s' * (count != 1)} skipped: {need.remedy}"
+            )

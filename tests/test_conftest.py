@@ -11,6 +11,9 @@ import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
 
+# An environment in which what tests may need is not found.
+NOTHING = {"PATH": "/nowhere", "GWT_AUTOBAHN": "/nowhere"}
+
 CASES = """
 import os, socket
 import gevent, pytest
@@ -72,6 +75,10 @@ def test_eventually():
 def test_browser():
     pass
 
+@pytest.mark.autobahn
+def test_autobahn():
+    pass
+
 # The last one: it goes on for a while.
 def test_leaves_a_timer_that_is_always_due():
     ends = now() + 1.0
@@ -111,9 +118,10 @@ def _outcomes(folder: Path, **environ: str) -> tuple[dict[str, str], str]:
 
 
 @pytest.fixture(scope="module")
-def without_a_browser(tmp_path_factory):
+def without_anything(tmp_path_factory):
     folder = tmp_path_factory.mktemp("cases")
-    return _outcomes(folder, PATH="/nowhere", GWT_REQUIRE_BROWSER="")
+    unset = {"GWT_REQUIRE_BROWSER": "", "GWT_REQUIRE_AUTOBAHN": ""}
+    return _outcomes(folder, **NOTHING, **unset)
 
 
 @pytest.mark.parametrize(
@@ -131,16 +139,19 @@ def without_a_browser(tmp_path_factory):
         ("test_spawn_hands_the_error_over", "PASSED", ""),
         ("test_eventually", "PASSED", ""),
         ("test_browser", "SKIPPED", "\n1 browser test skipped: "),
+        ("test_autobahn", "SKIPPED", "\n1 Autobahn test skipped: "),
     ],
 )
-def test_verdict(without_a_browser, case, verdict, words):
-    outcomes, output = without_a_browser
+def test_verdict(without_anything, case, verdict, words):
+    outcomes, output = without_anything
     assert outcomes[case] == verdict, output
     assert words in output
 
 
-def test_browser_test_that_must_not_be_skipped_fails(tmp_path):
-    outcomes, output = _outcomes(tmp_path, PATH="/nowhere", GWT_REQUIRE_BROWSER="1")
-    assert outcomes["test_browser"] in ("FAILED", "ERROR"), output
-    assert "browser test skipped" not in output
-    assert "GWT_REQUIRE_BROWSER is set" in output
+@pytest.mark.parametrize("name", ["browser", "autobahn"])
+def test_what_must_not_be_skipped_fails(name, tmp_path):
+    variable = f"GWT_REQUIRE_{name.upper()}"
+    outcomes, output = _outcomes(tmp_path, **NOTHING, **{variable: "1"})
+    assert outcomes[f"test_{name}"] in ("FAILED", "ERROR"), output
+    assert f"{name} test skipped" not in output.lower()
+    assert f"{variable} is set" in output

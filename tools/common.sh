@@ -108,3 +108,80 @@ ensure_peer() {
         exit 1
     )
 }
+
+# apt_install PACKAGE...: install packages of Debian's where that is possible: as root, with apt.
+apt_install() {
+    command -v apt-get >/dev/null && [ "$(id -u)" = 0 ] || return
+    say "Installing Debian's $* ..."
+    DEBIAN_FRONTEND=noninteractive apt-get update -qq >&2 &&
+        DEBIAN_FRONTEND=noninteractive apt-get install -qq --yes --no-install-recommends "$@" >&2
+}
+
+# The Python 2.7 of this machine, which PYTHON27 may name; without any, Debian's, if there is one.
+find_python27() {
+    local candidate tried=$ROOT/.peers/autobahn.apt
+    for candidate in ${PYTHON27:+"$PYTHON27"} python2.7 \
+        "${HOME:-}"/.pyenv/versions/2.7*/bin/python debian; do
+        if [ "$candidate" = debian ]; then
+            # Asked once a day.
+            [ -z "$(find "$tried" -mmin -1440 2>/dev/null)" ] || return
+            apt_install python2.7 python2.7-dev >"$tried" 2>&1
+            candidate=/usr/bin/python2.7
+        fi
+        if "$candidate" -c 'import sys; sys.exit(sys.version_info[:2] != (2, 7))' 2>/dev/null; then
+            printf '%s\n' "$candidate"
+            return
+        fi
+    done
+    return 1
+}
+
+# ensure_autobahn: make .peers/autobahn hold Autobahn's test suite, which needs Python 2.7 and a C
+# compiler. GWT_AUTOBAHN names the interpreter of an environment that has it already. Where it cannot
+# be had, says so in a line and fails.
+ensure_autobahn() {
+    local folder=$ROOT/.peers/autobahn release=25.10.1 python27 python
+    if [ -n "${GWT_AUTOBAHN:-}" ]; then
+        [ -x "$GWT_AUTOBAHN" ] && return
+        say "GWT_AUTOBAHN names no interpreter; going on without Autobahn."
+        return 1
+    fi
+    (
+        mkdir -p "$ROOT/.peers" || exit
+        if command -v flock >/dev/null; then
+            exec 9>"$ROOT/.peers/autobahn.lock" && flock 9
+        fi
+        # An environment holds the paths it was made with, so one that was moved is made anew.
+        if [ "$(cat "$folder/.made-for" 2>/dev/null)" = "$folder $release" ] &&
+            "$folder/bin/python" -c '' 2>/dev/null; then
+            exit 0
+        fi
+        python27=$(find_python27) || {
+            say "Going on without Autobahn: it needs Python 2.7, and PYTHON27 names none."
+            exit 1
+        }
+        # One of its accelerators is there as C only.
+        command -v cc >/dev/null || command -v gcc >/dev/null ||
+            apt_install gcc libc6-dev >/dev/null 2>&1 || true
+        # The last virtualenv that makes environments for 2.7, and brings a pip for them.
+        python=$VENV/bin/python
+        "$python" -m pip --version >/dev/null 2>&1 || python=${GWT_PYTHON:-$(find_python)} || exit
+        say "Installing Autobahn's test suite $release into $folder ..."
+        unset PYTHONPATH PYTHONHOME
+        rm -rf "$folder" "$folder.making" &&
+            {
+                "$python" -m pip install -qq --disable-pip-version-check --retries 1 \
+                    --target "$folder.making" "virtualenv==20.21.1" &&
+                    PYTHONPATH=$folder.making VIRTUALENV_OVERRIDE_APP_DATA=$folder.making/data \
+                        "$python" -m virtualenv --python "$python27" "$folder" &&
+                    "$folder/bin/python" -m pip install --disable-pip-version-check --retries 1 \
+                        "autobahntestsuite==$release" &&
+                    "$folder/bin/python" -c 'import autobahntestsuite.fuzzing, wsaccel'
+            } >"$ROOT/.peers/autobahn.log" 2>&1 &&
+            rm -rf "$folder.making" &&
+            printf '%s\n' "$folder $release" >"$folder/.made-for" && exit
+        rm -rf "$folder" "$folder.making"
+        say "Going on without Autobahn: it could not be installed; $ROOT/.peers/autobahn.log says why."
+        exit 1
+    )
+}

@@ -6,14 +6,18 @@ Helpers for one part of gwt live in a module of their own beside this one.
 
 from __future__ import annotations
 
+import os
 import shutil
 import time
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 
 import gevent
 
-__all__ = ["Browser", "Task", "eventually", "find_browser", "spawn"]
+__all__ = ["Browser", "Task", "eventually", "find_autobahn", "find_browser", "spawn"]
+
+ROOT = Path(__file__).resolve().parents[2]
 
 T = TypeVar("T")
 
@@ -80,3 +84,10 @@ def find_browser() -> Browser | None:
     chromium = shutil.which("chromium")
     chromedriver = shutil.which("chromedriver")
     return Browser(chromium, chromedriver) if chromium and chromedriver else None
+
+
+def find_autobahn() -> Path | None:
+    """Find the Python that has Autobahn's test suite, where tools/autobahn looks for it."""
+    named = os.environ.get("GWT_AUTOBAHN")
+    python = Path(named) if named else ROOT / ".peers" / "autobahn" / "bin" / "python"
+    return python if os.access(python, os.X_OK) else None
