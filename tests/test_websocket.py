@@ -17,6 +17,7 @@ from gevent import monkey
 from gevent.hub import get_hub
 
 import gwt
+from gwt import certificates
 from gwt.net.waiting import Deadline
 from gwt.protocol.websocket import encode
 
@@ -529,7 +530,12 @@ class TestWhatItTells:
             assert len(errors) == 5
 
 
-def test_what_came_before_an_error_is_answered_before_the_close():
+@pytest.mark.parametrize("secure", [False, True], ids=["ws", "wss"])
+def test_what_came_before_an_error_is_answered_before_the_close(secure, tmp_path):
+    options: dict[str, Any] = {"http3": False, "stop_timeout": 0.5}
+    if secure:
+        files = certificates.write(tmp_path, certificates.generate())
+        options |= dict(zip(("certfile", "keyfile"), files, strict=True))
     app = gwt.App()
 
     @app.websocket("/echo")
@@ -537,12 +543,14 @@ def test_what_came_before_an_error_is_answered_before_the_close():
         for message in ws:
             ws.send(message)
 
-    with gwt.Server(app, "127.0.0.1:0", http3=False, stop_timeout=0.5) as server:
+    with gwt.Server(app, "127.0.0.1:0", **options) as server:
         host, port = server.address
-        with gwt.connect(f"ws://{host}:{port}/echo") as ws:
+        scheme = "wss" if secure else "ws"
+        with gwt.connect(f"{scheme}://{host}:{port}/echo", verify=False) as ws:
             ws._protocol.send("before")
-            # A reserved opcode, in the same read.
-            ws._connection.write([*ws._protocol.data_to_send(), b"\x83\x80\0\0\0\0"])
+            # A reserved opcode, in the same read; by TLS in a record of its own.
+            ws._connection.write(ws._protocol.data_to_send())
+            ws._connection.write([b"\x83\x80\0\0\0\0"])
             assert ws.recv(timeout=5) == "before"
             with pytest.raises(gwt.WebSocketClosedError) as caught:
                 ws.recv(timeout=5)

@@ -180,28 +180,41 @@ class TcpConnection:
         if self._paused:
             self._stop_reading()
             return
+        if self._sock is None or self._ended:
+            return
+        # The records of TLS that wait are handed on as one: greenlets run between two wake-ups, not
+        # between two records, and what comes before an error is to be answered before it.
+        pieces: list[bytes] = []
         room = _READ
-        while room > 0 and self._sock is not None and not self._paused and not self._ended:
+        ended, error = False, None
+        while room > 0 and not ended:
             try:
                 data = self._raw.recv(room if not self._tls else max(room, _RECORD))
             except _WAITS:
-                return
+                break
             except _stdlib_ssl.SSLWantWriteError:
                 # TLS has something of its own to say first.
                 self._watch_writable()
-                return
+                break
             except OSError as exc:
-                self._end(exc)
-                return
-            if not data:
-                self._end(None)
-                return
+                ended, error = True, exc
+                break
+            if data:
+                pieces.append(data)
+                room -= len(data)
+            ended = not data
+            if not self._tls:
+                break
+        if pieces:
+            data = pieces[0] if len(pieces) == 1 else b"".join(pieces)
             self.bytes_received += len(data)
-            room -= len(data)
             if self._receiver is not None:
                 self._receiver.data_received(data)
-            if not self._tls:
-                return
+        if ended and pieces:
+            # Behind the greenlets that answer what came before.
+            self._loop.run_callback(self._end, error)
+        elif ended:
+            self._end(error)
 
     def _stop_reading(self) -> None:
         if self._reading:

@@ -173,6 +173,33 @@ def test_paused_it_reads_nothing_and_the_peer_is_stopped(ends):
     sender.get(timeout=5)
 
 
+def test_what_waits_is_handed_on_as_one(ends):
+    connection, receiver, theirs = ends
+    connection.pause()
+    # By TLS each is a record.
+    theirs.sendall(b"abc")
+    theirs.sendall(b"defg")
+    connection.resume()
+    eventually(lambda: receiver.data == b"abcdefg")
+    assert receiver.pieces == [7]
+
+
+def test_the_end_is_told_behind_those_who_answer_what_came_before(ends):
+    connection, receiver, theirs = ends
+    connection.pause()
+    told = []
+
+    def data_received(data):
+        gevent.get_hub().loop.run_callback(lambda: told.append(len(receiver.ends)))
+
+    receiver.data_received = data_received
+    theirs.sendall(b"last words")
+    theirs.shutdown(socket.SHUT_WR)
+    connection.resume()
+    eventually(lambda: receiver.ends)
+    assert (told, receiver.ends) == ([0], [None])
+
+
 def test_the_end_is_told_once_and_after_everything(ends):
     connection, receiver, theirs = ends
     theirs.sendall(b"last words")
