@@ -17,7 +17,8 @@ from contextlib import suppress
 from typing import Any
 
 import pywebtransport as wt
-from control import arguments, chunk, measure, reply
+from answers import measure, reply
+from control import arguments, chunk
 
 # What one write of a bulk transfer takes.
 WRITE = 1024 * 1024

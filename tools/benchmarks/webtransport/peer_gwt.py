@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import cProfile
 import gc
 import json
 import os
@@ -14,10 +13,11 @@ from contextlib import suppress
 from typing import Any
 
 import gevent
-import greenlet
-from control import arguments, chunk, measure, reply
+from answers import measure, reply
+from control import arguments, chunk
 from gevent.fileobject import FileObjectPosix
 from gevent.pool import Group
+from profiler import Profiler
 
 import gwt
 
@@ -79,27 +79,6 @@ def send(stream: gwt.WebTransportStream, size: int) -> None:
     stream.finish()
 
 
-class Profiler:
-    """cProfile over all greenlets: calls that are under way at a switch are counted up to it."""
-
-    def __init__(self) -> None:
-        self.profile = cProfile.Profile()
-
-    def start(self) -> None:
-        greenlet.settrace(self.switched)
-        self.profile.enable()
-
-    def switched(self, event: str, ends: object) -> None:
-        # One profile takes the returns of one greenlet for those of another.
-        self.profile.disable()
-        self.profile.enable()
-
-    def stop(self, file: str) -> None:
-        greenlet.settrace(None)
-        self.profile.disable()
-        self.profile.dump_stats(file)
-
-
 profiler = Profiler()
 
 
@@ -142,10 +121,7 @@ ticker = Ticker()
 def answer(command: dict[str, Any]) -> dict[str, Any]:
     """Answer what a server and a client are both asked."""
     if command["do"] == "profile":
-        if command["file"] is None:
-            profiler.start()
-        else:
-            profiler.stop(command["file"])
+        profiler.command(command["file"])
     elif command["do"] == "ticker":
         ticker.start()
     elif command["do"] == "lateness":

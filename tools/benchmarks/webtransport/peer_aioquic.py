@@ -25,7 +25,8 @@ from aioquic.h3.events import (
 )
 from aioquic.quic.configuration import QuicConfiguration
 from aioquic.quic.events import ProtocolNegotiated, QuicEvent
-from control import arguments, chunk, measure, reply
+from answers import measure, reply
+from control import arguments, chunk
 
 # CLOSE_WEBTRANSPORT_SESSION with code 0 and no reason.
 CLOSE = bytes.fromhex("68430400000000")

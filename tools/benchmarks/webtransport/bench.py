@@ -12,22 +12,30 @@ held; docs/performance.md tells more.
 from __future__ import annotations
 
 import argparse
-import json
-import os
-import platform
 import pstats
-import statistics
-import subprocess
 import sys
 import tempfile
 import time
-from dataclasses import asdict, dataclass, field
-from importlib.metadata import PackageNotFoundError, version
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from harness import (
+    Process,
+    Rounds,
+    Target,
+    as_json,
+    environment,
+    figure,
+    listed,
+    make_certificate,
+    prepare,
+    python_of,
+    ratio,
+    verdicts,
+)
+
 HERE = Path(__file__).resolve().parent
-ROOT = HERE.parent.parent
 MIB = 1024 * 1024
 
 
@@ -49,11 +57,6 @@ class Peer:
 
     def command(self, role: str, *more: str) -> list[str]:
         return [self.python, str(HERE / self.script), role, *self.arguments, *more]
-
-
-def python_of(name: str) -> str:
-    """Return the interpreter of a peer that has an environment of its own: ensure_peer's."""
-    return os.environ.get(f"GWT_{name.upper()}") or str(ROOT / ".peers" / name / "bin" / "python")
 
 
 PEERS = {
@@ -159,41 +162,6 @@ MEMORY = "memory"
 # and datagrams as fast as one connection can, and UDP packets that belong to none.
 LATENESS = {f"late-{load}": load for load in ("bulk", "streams", "datagrams", "packets")}
 
-# A line of the table: a work, and who did it.
-Row = tuple[str, str]
-
-
-@dataclass(frozen=True)
-class Target:
-    """What is to be held: the ratio of a row's figure to that of another row, or the figure."""
-
-    row: Row
-    base: Row | None
-    sign: str
-    limit: float
-    figure: str = "both"
-
-    def value(self, found: Rounds) -> float | None:
-        """Return what was measured, or None if it was not."""
-        if self.row not in found or (self.base is not None and self.base not in found):
-            return None
-        if self.base is None:
-            return figure(found[self.row], self.figure)
-        return ratio(found, self.row, self.base, self.figure)
-
-    def met(self, value: float) -> bool:
-        return value >= self.limit if self.sign == ">=" else value <= self.limit
-
-    def verdict(self, value: float) -> str:
-        if self.base is None:
-            name = self.row[1]
-        elif self.row[0] == self.base[0]:
-            name = f"{self.row[1]}/{self.base[1]}"
-        else:
-            name = f"{self.row[0]}/{self.base[0]}"
-        verdict = "met" if self.met(value) else "MISSED"
-        return f"{name} {value:.2f} {self.sign} {self.limit:g} {verdict}"
-
 
 def compare(work: str, peer: str, base: str, sign: str, limit: float) -> Target:
     """Return a target for what two peers need for the same work."""
@@ -221,42 +189,10 @@ TARGETS = (
     *(Target((work, "gwt"), None, "<=", 20, "cpu_max") for work in LATENESS),
 )
 
+PACKAGES = ("gevent", "greenlet", "aioquic", "cryptography")
+
 # What is still under way when the client has its answer: acknowledgements, closing periods.
 SETTLE = 0.1
-
-
-class Process:
-    """A peer in one of its roles."""
-
-    def __init__(self, command: list[str], deadline: float) -> None:
-        self.deadline = deadline
-        self.process = subprocess.Popen(
-            command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
-        )
-
-    def answer(self) -> dict[str, Any]:
-        assert self.process.stdout is not None
-        line = self.process.stdout.readline()
-        if not line:
-            raise SystemExit(f"{' '.join(map(str, self.process.args))} ended unexpectedly.")
-        answer: dict[str, Any] = json.loads(line)
-        return answer
-
-    def ask(self, **command: Any) -> dict[str, Any]:
-        assert self.process.stdin is not None
-        self.process.stdin.write(json.dumps(command) + "\n")
-        self.process.stdin.flush()
-        return self.answer()
-
-    def end(self) -> None:
-        for pipe in (self.process.stdin, self.process.stdout):
-            if pipe is not None:
-                pipe.close()
-        try:
-            self.process.wait(self.deadline)
-        except subprocess.TimeoutExpired:
-            self.process.kill()
-            self.process.wait()
 
 
 class Pair:
@@ -282,7 +218,7 @@ class Pair:
         self.server.end()
 
     def cpu(self) -> tuple[float, float]:
-        return self.server.ask(do="usage")["cpu"], self.client.ask(do="usage")["cpu"]
+        return self.server.cpu(), self.client.cpu()
 
     def run(self, work: Work, command: dict[str, Any]) -> dict[str, float]:
         """Do a work once; returns microseconds per operation."""
@@ -326,17 +262,6 @@ class Pair:
         time.sleep(1.0)
         after = self.server.ask(do="memory")["rss"]
         return {"server": (after - before) / sessions / 1024}
-
-
-def make_certificate(folder: str) -> str:
-    from gwt import certificates
-
-    path = Path(folder, "certificate.pem")
-    path.write_bytes(b"".join(certificates.generate().pem()))
-    return str(path)
-
-
-Rounds = dict[Row, list[dict[str, float]]]
 
 
 def measure(options: argparse.Namespace, peers: list[Peer], certificate: str) -> Rounds:
@@ -388,43 +313,6 @@ def measure(options: argparse.Namespace, peers: list[Peer], certificate: str) ->
     return found
 
 
-def figure(rounds: list[dict[str, float]], key: str) -> float:
-    """Return what stands for all rounds: the median, or the worst of what is a maximum."""
-    return (max if key.endswith("max") else statistics.median)(each[key] for each in rounds)
-
-
-def ratio(found: Rounds, row: Row, base: Row, key: str) -> float:
-    pairs = zip(found[row], found[base], strict=True)
-    return statistics.median(mine[key] / theirs[key] for mine, theirs in pairs)
-
-
-def environment() -> dict[str, Any]:
-    versions = {}
-    for name in ("gevent", "greenlet", "aioquic", "cryptography"):
-        try:
-            versions[name] = version(name)
-        except PackageNotFoundError:
-            versions[name] = "not installed"
-    return {
-        "python": platform.python_version(),
-        **versions,
-        "system": f"{platform.system()} {platform.release()}",
-        "cores": len(os.sched_getaffinity(0)),
-        "load": round(os.getloadavg()[0], 2),
-    }
-
-
-def verdicts(found: Rounds, row: Row) -> str:
-    """Return the targets that a row shows, each in the later one of its two rows."""
-    order = list(found)
-    texts = [""]
-    for target in TARGETS:
-        value = target.value(found)
-        if value is not None and row == max(target.row, target.base or target.row, key=order.index):
-            texts.append(target.verdict(value))
-    return "  ".join(texts)
-
-
 def table(found: Rounds, base: str) -> str:
     """Lay the results out, in the order of their measurement."""
     lines = [
@@ -449,33 +337,8 @@ def table(found: Rounds, base: str) -> str:
                 f"{work:<14} {'lateness, ms':<18} {peer:<15} CPU max {late['cpu_max']:.1f} p99 "
                 f"{late['cpu_p99']:.1f}, elapsed max {late['max']:.1f} p99 {late['p99']:.1f}"
             )
-        lines.append(line + verdicts(found, row))
+        lines.append(line + verdicts(TARGETS, found, row))
     return "\n".join(lines)
-
-
-def as_json(found: Rounds, base: str, rounds: int) -> str:
-    works: dict[str, Any] = {}
-    for (work, peer), measured in found.items():
-        entry = {key: figure(measured, key) for key in measured[0]}
-        if "both" in entry:
-            entry["ratio"] = ratio(found, (work, peer), (work, base), "both")
-        works.setdefault(work, {})[peer] = {**entry, "rounds": measured}
-    judged = [(target, target.value(found)) for target in TARGETS]
-    targets = [
-        {**asdict(target), "value": value, "met": target.met(value)}
-        for target, value in judged
-        if value is not None
-    ]
-    return json.dumps(
-        {
-            "environment": environment(),
-            "rounds": rounds,
-            "base": base,
-            "works": works,
-            "targets": targets,
-        },
-        indent=2,
-    )
 
 
 def parse(arguments: list[str] | None = None) -> argparse.Namespace:
@@ -487,16 +350,6 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
         epilog="Times are CPU microseconds per operation; a ratio above 1 means that the peer "
         "needs more\nthan the first one.",
     )
-
-    def listed(known: list[str]) -> Any:
-        def split(text: str) -> list[str]:
-            chosen = text.split(",")
-            for name in chosen:
-                if name not in known:
-                    raise argparse.ArgumentTypeError(f"{name!r} is none of {', '.join(known)}")
-            return chosen
-
-        return split
 
     parser.add_argument("--rounds", type=int, default=5, help="how often (5)")
     parser.add_argument(
@@ -522,14 +375,6 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     options.named = options.peers is not None
     options.peers = options.peers or list(PEERS)
     return options
-
-
-def prepare(peer: Peer) -> bool:
-    """Make the environment of a peer that has its own; tells whether it is there."""
-    if peer.python == sys.executable:
-        return True
-    command = '. "$0" && ensure_peer "$1"'
-    return not subprocess.call(["bash", "-c", command, ROOT / "tools" / "common.sh", peer.name])
 
 
 def profile(name: str, quick: bool) -> None:
@@ -562,15 +407,16 @@ def main() -> None:
     if options.profile:
         profile(options.profile, options.quick)
         return
-    peers = [PEERS[name] for name in options.peers if prepare(PEERS[name])]
+    peers = [PEERS[name] for name in options.peers if prepare(name, PEERS[name].python)]
     if not peers:
         raise SystemExit("No peer is left to measure.")
     with tempfile.TemporaryDirectory() as folder:
         found = measure(options, peers, make_certificate(folder))
     if options.json:
-        print(as_json(found, peers[0].name, options.rounds))
+        facts = {"environment": environment(PACKAGES), "rounds": options.rounds}
+        print(as_json(found, peers[0].name, "both", TARGETS, **facts))
         return
-    print(", ".join(f"{name} {value}" for name, value in environment().items()))
+    print(", ".join(f"{name} {value}" for name, value in environment(PACKAGES).items()))
     print(f"CPU microseconds per operation, medians of {options.rounds} rounds:\n")
     print(table(found, peers[0].name))
 
