@@ -59,18 +59,42 @@ ensure_venv() {
     )
 }
 
-# ensure_peer pywebtransport: make .peers/pywebtransport hold it, for the bench and the interop
-# tests. It needs Python 3.12 or later; PYWEBTRANSPORT_PYTHON names one. GWT_PYWEBTRANSPORT names
-# the interpreter of an environment that has it already. Without one, says so in a line and fails.
+# find_peer_python NAME: what a peer's environment is made with: pywebtransport needs a later
+# Python than ours may be, the others get the one that gwt has.
+find_peer_python() {
+    local candidate
+    if [ "$1" != pywebtransport ]; then
+        find_python
+        return
+    fi
+    for candidate in ${PYWEBTRANSPORT_PYTHON:+"$PYWEBTRANSPORT_PYTHON"} python3.12 python3.13 \
+        python3 "$HOME"/.pyenv/versions/3.1[2-9].*/bin/python; do
+        if "$candidate" -c 'import sys; sys.exit(sys.version_info < (3, 12))' 2>/dev/null; then
+            printf '%s\n' "$candidate"
+            return
+        fi
+    done
+    say "Going on without $1: it needs Python 3.12, and PYWEBTRANSPORT_PYTHON names none."
+    return 1
+}
+
+# ensure_peer NAME: make .peers/NAME hold another implementation, for the benches and the interop
+# tests. GWT_NAME (GWT_GEVENT_WEBSOCKET) names the interpreter of an environment that has it
+# already. Without one, says so in a line and fails.
 ensure_peer() {
-    local name=$1 folder=$ROOT/.peers/$1 release python candidate
+    local name=$1 folder=$ROOT/.peers/$1 variable packages python
     case $name in
-        pywebtransport) release=0.21.1 ;;
+        pywebtransport) packages="pywebtransport==0.21.1" ;;
+        gevent-websocket) packages="gevent-websocket==0.10.1 gevent==26.9.0" ;;
+        websockets) packages="websockets==17.4" ;;
+        aiohttp) packages="aiohttp==3.14.5" ;;
+        simple-websocket) packages="simple-websocket==1.1.0 gevent==26.9.0" ;;
         *) say "There is no peer $name."; return 1 ;;
     esac
-    if [ -n "${GWT_PYWEBTRANSPORT:-}" ]; then
-        [ -x "$GWT_PYWEBTRANSPORT" ] && return
-        say "GWT_PYWEBTRANSPORT names no interpreter; going on without $name."
+    variable=GWT_$(printf '%s' "$name" | tr a-z- A-Z_)
+    if [ -n "${!variable:-}" ]; then
+        [ -x "${!variable}" ] && return
+        say "$variable names no interpreter; going on without $name."
         return 1
     fi
     (
@@ -79,30 +103,21 @@ ensure_peer() {
             exec 9>"$ROOT/.peers/lock" && flock 9
         fi
         # An environment holds the paths it was made with, so one that was moved is made anew.
-        if [ "$(cat "$folder/.made-for" 2>/dev/null)" = "$folder $release" ] &&
+        if [ "$(cat "$folder/.made-for" 2>/dev/null)" = "$folder $packages" ] &&
             "$folder/bin/python" -c '' 2>/dev/null; then
             exit 0
         fi
-        for candidate in ${PYWEBTRANSPORT_PYTHON:+"$PYWEBTRANSPORT_PYTHON"} python3.12 \
-            python3.13 python3 "$HOME"/.pyenv/versions/3.1[2-9].*/bin/python; do
-            if "$candidate" -c 'import sys; sys.exit(sys.version_info < (3, 12))' 2>/dev/null; then
-                python=$candidate
-                break
-            fi
-        done
-        if [ -z "${python:-}" ]; then
-            say "Going on without $name: it needs Python 3.12, and PYWEBTRANSPORT_PYTHON names none."
-            exit 1
-        fi
-        say "Installing $name $release into $folder ..."
+        python=$(find_peer_python "$name") || exit
+        say "Installing $packages into $folder ..."
         # The pip of the environment itself is not there where Debian splits ensurepip off.
+        # shellcheck disable=SC2086  # packages are several words
         rm -rf "$folder" && {
             "$python" -m venv "$folder" >/dev/null 2>&1 || {
                 rm -rf "$folder" && "$python" -m venv --without-pip "$folder"
             }
         } && "$python" -m pip --python "$folder/bin/python" install -qq \
-            --disable-pip-version-check --retries 1 "$name==$release" >"$ROOT/.peers/log" 2>&1 &&
-            printf '%s\n' "$folder $release" >"$folder/.made-for" && exit
+            --disable-pip-version-check --retries 1 $packages >"$ROOT/.peers/log" 2>&1 &&
+            printf '%s\n' "$folder $packages" >"$folder/.made-for" && exit
         rm -rf "$folder"
         say "Going on without $name: it could not be installed; $ROOT/.peers/log says why."
         exit 1

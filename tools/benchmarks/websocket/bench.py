@@ -1,0 +1,346 @@
+"""
+WebSocket servers side by side, alternating, in one run: CPU time of the server per message.
+
+Each peer is a server process that echoes; one other process is the client of all of them
+(control.py says how they are driven). Every round does every row once with every peer, in turn, so
+that whatever else the machine does hits all of them; ratios are taken within a round, and their
+median is printed. CPU time is what getrusage says, of the server; the rate is for the curious
+only. Memory and fairness are measured in processes of their own. TARGETS is what is to be held;
+docs/performance.md tells more.
+"""
+
+from __future__ import annotations
+
+import argparse
+import pstats
+import sys
+import tempfile
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from harness import (
+    Process,
+    Rounds,
+    Target,
+    as_json,
+    environment,
+    figure,
+    listed,
+    make_certificate,
+    prepare,
+    python_of,
+    ratio,
+    verdicts,
+)
+
+HERE = Path(__file__).resolve().parent
+
+
+@dataclass(frozen=True)
+class Peer:
+    """How to run one implementation: an interpreter and its script."""
+
+    name: str
+    python: str
+
+    def command(self, *more: str) -> list[str]:
+        return [self.python, str(HERE / f"peer_{self.name.replace('-', '_')}.py"), *more]
+
+
+PEERS = {
+    name: Peer(name, sys.executable if name.startswith("gwt") else python_of(name))
+    for name in (
+        "gwt",
+        "gevent-websocket",
+        "websockets",
+        "aiohttp",
+        "simple-websocket",
+    )
+}
+
+
+@dataclass(frozen=True)
+class Echo:
+    """A row: messages of a size go out and come back, one at a time on each connection."""
+
+    size: int
+    connections: int
+    tls: bool = False
+
+
+ECHOES = {
+    "64-50": Echo(64, 50),
+    "64-500": Echo(64, 500),
+    "16k-50": Echo(16 * 1024, 50),
+    "64-50-tls": Echo(64, 50, tls=True),
+    "16k-50-tls": Echo(16 * 1024, 50, tls=True),
+}
+HANDSHAKES, IDLE, FAIRNESS = "handshakes", "idle", "fairness"
+ROWS = [*ECHOES, HANDSHAKES, IDLE, FAIRNESS]
+
+# Connections that open at the same time, and frames of the flooding peer that are under way.
+AT_ONCE = 8
+IN_FLIGHT = 20_000
+
+
+def compare(work: str, base: str, sign: str, limit: float, figure: str = "server") -> Target:
+    """Return a target for what gwt needs beside a peer for the same row."""
+    return Target((work, "gwt"), (work, base), sign, limit, figure)
+
+
+TARGETS = (
+    *(
+        target
+        for work in ("64-50", "64-500")
+        for target in (
+            compare(work, "websockets", "<=", 0.9),
+            compare(work, "gevent-websocket", "<=", 0.8),
+            # The ambition.
+            compare(work, "aiohttp", "<=", 1.0),
+        )
+    ),
+    compare("16k-50", "websockets", "<=", 0.9),
+    compare(HANDSHAKES, "gevent-websocket", ">=", 0.8, "per_second"),
+    # KiB.
+    Target((IDLE, "gwt"), None, "<=", 15, "kib"),
+    Target((IDLE, "gwt-wsgi"), None, "<=", 24, "kib"),
+    # Milliseconds.
+    Target((FAIRNESS, "gwt"), None, "<=", 5, "p50"),
+    Target((FAIRNESS, "gwt"), None, "<=", 20, "p99"),
+)
+
+PACKAGES = ("gevent", "greenlet", "wsproto")
+
+# What is still under way when the client has its answer.
+SETTLE = 0.05
+
+
+class Server:
+    """A peer's server, running, and the process that is its client."""
+
+    def __init__(self, peer: Peer, load: Process, certificate: str | None = None) -> None:
+        more = [] if certificate is None else ["--certificate", certificate]
+        self.tls = certificate is not None
+        self.load = load
+        self.process = Process(peer.command(*more), 5.0)
+        try:
+            ready = self.process.answer()
+        except BaseException:
+            self.process.end()
+            raise
+        self.port: int = ready["port"]
+        self.versions: dict[str, str] = ready["versions"]
+
+    def __enter__(self) -> Server:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.process.end()
+
+    def open(self, count: int, size: int) -> None:
+        self.load.ask(do="open", port=self.port, tls=self.tls, count=count, size=size)
+
+    def spend(self, operations: str, **command: Any) -> dict[str, float]:
+        """Let the client do something; returns microseconds of the server for each operation."""
+        time.sleep(SETTLE)
+        before = self.process.cpu()
+        done = self.load.ask(**command)
+        time.sleep(SETTLE)
+        spent = self.process.cpu() - before
+        count = done[operations]
+        return {
+            "server": spent / count * 1e6,
+            "per_second": count / spent,
+            "rate": count / done["elapsed"],
+        }
+
+    def echo(self, row: Echo, seconds: float) -> dict[str, float]:
+        self.open(row.connections, row.size)
+        # Once for the caches, uncounted.
+        self.load.ask(do="echo", seconds=seconds / 10)
+        found = self.spend("messages", do="echo", seconds=seconds)
+        self.load.ask(do="close")
+        return found
+
+    def handshakes(self, seconds: float) -> dict[str, float]:
+        command = {"do": "handshakes", "port": self.port, "at_once": AT_ONCE}
+        self.load.ask(**command, seconds=seconds / 10)
+        return self.spend("handshakes", **command, seconds=seconds)
+
+    def run(self, row: str, seconds: float) -> dict[str, float]:
+        if row == HANDSHAKES:
+            return self.handshakes(seconds)
+        return self.echo(ECHOES[row], seconds)
+
+    def memory(self, connections: int) -> dict[str, float]:
+        """Return KiB of resident memory for each idle connection; all echoed a message."""
+        # What the first ones cost is not theirs alone: imports, pools, arenas.
+        self.open(20, 64)
+        time.sleep(0.5)
+        before = self.process.ask(do="memory")["rss"]
+        self.open(connections, 64)
+        time.sleep(0.5)
+        after = self.process.ask(do="memory")["rss"]
+        self.load.ask(do="close")
+        return {"kib": (after - before) / connections / 1024}
+
+    def fairness(self, seconds: float) -> dict[str, float]:
+        """Return within how many milliseconds an echo came while another peer floods."""
+        found = self.load.ask(do="fairness", port=self.port, in_flight=IN_FLIGHT, seconds=seconds)
+        late = {name: 1000 * found[name] for name in ("p50", "p99", "max")}
+        return {**late, "echoes": found["echoes"], "flood": found["flood"] / found["elapsed"]}
+
+
+def start_load() -> Process:
+    return Process([sys.executable, str(HERE / "load.py")], 5.0)
+
+
+def measure(
+    options: argparse.Namespace, peers: list[Peer], certificate: str
+) -> tuple[Rounds, dict[str, dict[str, str]]]:
+    """Return for each row and peer what each round measured, and what the peers are made of."""
+    found: Rounds = {}
+    servers: dict[tuple[str, bool], Server] = {}
+    versions: dict[str, dict[str, str]] = {}
+    seconds = 0.2 if options.quick else 1.0
+    load = start_load()
+
+    def server(peer: Peer, tls: bool) -> Server:
+        key = peer.name, tls
+        if key not in servers:
+            servers[key] = Server(peer, load, certificate if tls else None)
+            versions[peer.name] = servers[key].versions
+        return servers[key]
+
+    rows = [row for row in (*ECHOES, HANDSHAKES) if row in options.rows]
+    try:
+        for number in range(options.rounds if rows else 0):
+            # Nobody is always the first.
+            first = number % len(peers)
+            for row in rows:
+                tls = row in ECHOES and ECHOES[row].tls
+                for peer in peers[first:] + peers[:first]:
+                    result = server(peer, tls).run(row, seconds)
+                    found.setdefault((row, peer.name), []).append(result)
+            print(f"round {number + 1} of {options.rounds} done", file=sys.stderr)
+        # Processes of their own: memory that another row freed would be used again.
+        for row in (IDLE, FAIRNESS):
+            for peer in peers if row in options.rows else ():
+                with Server(peer, load) as alone:
+                    versions[peer.name] = alone.versions
+                    if row == IDLE:
+                        results = [alone.memory(200 if options.quick else 2000)]
+                    else:
+                        results = [
+                            alone.fairness(3 * seconds)
+                            for _ in range(1 if options.quick else min(3, options.rounds))
+                        ]
+                found[row, peer.name] = results
+    finally:
+        for each in servers.values():
+            each.process.end()
+        load.end()
+    return found, versions
+
+
+def table(found: Rounds, base: str) -> str:
+    """Lay the results out, row by row."""
+    lines = [f"{'row':<11} {'peer':<17} {'server':>9} {'/ ' + base:>7} {'rate':>9}  targets"]
+    for row, rounds in sorted(found.items(), key=lambda item: ROWS.index(item[0][0])):
+        work, peer = row
+        start = f"{work:<11} {peer:<17} "
+        if work == IDLE:
+            line = f"{start}{figure(rounds, 'kib'):>9.1f} KiB a connection"
+        elif work == FAIRNESS:
+            late = ", ".join(f"{key} {figure(rounds, key):.1f}" for key in ("p50", "p99", "max"))
+            line = f"{start}{late} ms; flood {figure(rounds, 'flood'):.0f}/s"
+        else:
+            times = ratio(found, row, (work, base), "server")
+            cost, rate = figure(rounds, "server"), figure(rounds, "rate")
+            line = f"{start}{cost:>9.1f} {times:>7.2f} {rate:>8.0f}/s"
+        lines.append(line + verdicts(TARGETS, found, row))
+    return "\n".join(lines)
+
+
+def parse(arguments: list[str] | None = None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        prog="tools/bench websocket",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        epilog="Costs are CPU microseconds of the server for each message or handshake; a ratio "
+        "above 1 means that\nthe peer needs more than the first one.",
+    )
+    parser.add_argument("--rounds", type=int, default=5, help="how often (5)")
+    parser.add_argument(
+        "--rows", type=listed(ROWS), default=ROWS, metavar="A,B", help=", ".join(ROWS)
+    )
+    parser.add_argument(
+        "--peers",
+        type=listed(list(PEERS)),
+        default=list(PEERS),
+        metavar="A,B",
+        help=f"{', '.join(PEERS)}; ratios are to the first",
+    )
+    parser.add_argument(
+        "--profile",
+        choices=[*ECHOES, HANDSHAKES],
+        metavar="ROW",
+        help="instead of measuring, print where gwt's server spends its time in it",
+    )
+    parser.add_argument("--quick", action="store_true", help="less of everything")
+    parser.add_argument("--json", action="store_true", help="everything, as JSON")
+    options = parser.parse_args(arguments)
+    if options.rounds < 1:
+        parser.error("--rounds must be at least 1")
+    return options
+
+
+def profile(row: str, seconds: float, certificate: str) -> None:
+    """Run a row once unmeasured, then under a profiler in gwt's server."""
+    tls = row in ECHOES and ECHOES[row].tls
+    load = start_load()
+    try:
+        with Server(PEERS["gwt"], load, certificate if tls else None) as server:
+            server.run(row, 0.2)
+            server.process.ask(do="profile", file=None)
+            server.run(row, seconds)
+            file = str(Path(tempfile.gettempdir(), f"gwt-websocket-{row}.prof"))
+            server.process.ask(do="profile", file=file)
+    finally:
+        load.end()
+    print(f"server, the rest is in {file}:\n")
+    pstats.Stats(file).sort_stats("tottime").print_stats(40)
+
+
+def main() -> None:
+    options = parse()
+    with tempfile.TemporaryDirectory() as folder:
+        certificate = make_certificate(folder)
+        if options.profile:
+            profile(options.profile, 0.5 if options.quick else 3.0, certificate)
+            return
+        peers = [PEERS[name] for name in options.peers if prepare(name, PEERS[name].python)]
+        if not peers:
+            raise SystemExit("No peer is left to measure.")
+        found, versions = measure(options, peers, certificate)
+    facts = environment(PACKAGES)
+    if options.json:
+        more = {"environment": facts, "versions": versions, "rounds": options.rounds}
+        print(as_json(found, peers[0].name, "server", TARGETS, **more))
+        return
+    print(", ".join(f"{name} {value}" for name, value in facts.items()))
+    for name, parts in versions.items():
+        print(f"{name}: " + ", ".join(f"{part} {value}" for part, value in parts.items()))
+    print(
+        f"Server CPU microseconds per message or handshake, medians of {options.rounds} rounds:\n"
+    )
+    print(table(found, peers[0].name))
+
+
+if __name__ == "__main__":
+    try:
+        main()
+    except KeyboardInterrupt:
+        raise SystemExit(130) from None
