@@ -4,14 +4,14 @@ WebSocket servers side by side, alternating, in one run: CPU time of the server 
 Each peer is a server process that echoes; one other process is the client of all of them
 (control.py says how they are driven). Every round does every row once with every peer, in turn, so
 that whatever else the machine does hits all of them; ratios are taken within a round, and their
-median is printed. CPU time is what getrusage says, of the server; the rate is for the curious
-only. Memory and fairness are measured in processes of their own. TARGETS is what is to be held;
-docs/performance.md tells more.
+median is printed. CPU time is what getrusage says, of the server. Memory and fairness are measured
+in processes of their own. TARGETS is what is to be held; docs/performance.md tells more.
 """
 
 from __future__ import annotations
 
 import argparse
+import os
 import pstats
 import sys
 import tempfile
@@ -117,10 +117,26 @@ PACKAGES = ("gevent", "greenlet", "wsproto")
 SETTLE = 0.05
 
 
+def take_turns(process: Process) -> None:
+    """
+    Let a process run on the same core as the others, and never in place of one that has work.
+
+    Then a server runs until it waits, the client sends the next message on all connections that
+    it has an answer from, and a wake-up of the server finds them all. On cores of their own, the
+    time between two messages, and so how many of them a wake-up is for, and so the cost of one,
+    would be what the rest of the machine makes of it.
+    """
+    process_id = process.process.pid
+    os.sched_setaffinity(process_id, {max(os.sched_getaffinity(0))})
+    os.sched_setscheduler(process_id, os.SCHED_BATCH, os.sched_param(0))
+
+
 class Server:
     """A peer's server, running, and the process that is its client."""
 
-    def __init__(self, peer: Peer, load: Process, certificate: str | None = None) -> None:
+    def __init__(
+        self, peer: Peer, load: Process, certificate: str | None = None, taking_turns: bool = False
+    ) -> None:
         more = [] if certificate is None else ["--certificate", certificate]
         self.tls = certificate is not None
         self.load = load
@@ -132,6 +148,8 @@ class Server:
             raise
         self.port: int = ready["port"]
         self.versions: dict[str, str] = ready["versions"]
+        if taking_turns:
+            take_turns(self.process)
 
     def __enter__(self) -> Server:
         return self
@@ -150,11 +168,7 @@ class Server:
         time.sleep(SETTLE)
         spent = self.process.cpu() - before
         count = done[operations]
-        return {
-            "server": spent / count * 1e6,
-            "per_second": count / spent,
-            "rate": count / done["elapsed"],
-        }
+        return {"server": spent / count * 1e6, "per_second": count / spent}
 
     def echo(self, row: Echo, seconds: float) -> dict[str, float]:
         self.open(row.connections, row.size)
@@ -193,8 +207,11 @@ class Server:
         return {**late, "echoes": found["echoes"], "flood": found["flood"] / found["elapsed"]}
 
 
-def start_load() -> Process:
-    return Process([sys.executable, str(HERE / "load.py")], 5.0)
+def start_load(taking_turns: bool) -> Process:
+    load = Process([sys.executable, str(HERE / "load.py")], 5.0)
+    if taking_turns:
+        take_turns(load)
+    return load
 
 
 def measure(
@@ -202,52 +219,72 @@ def measure(
 ) -> tuple[Rounds, dict[str, dict[str, str]]]:
     """Return for each row and peer what each round measured, and what the peers are made of."""
     found: Rounds = {}
-    servers: dict[tuple[str, bool], Server] = {}
     versions: dict[str, dict[str, str]] = {}
-    seconds = 0.2 if options.quick else 1.0
-    load = start_load()
+    rows = [row for row in (*ECHOES, HANDSHAKES) if row in options.rows]
+    if rows:
+        measure_costs(options, rows, peers, certificate, found, versions)
+    seconds = 0.5 if options.quick else 3.0
+    for row in (IDLE, FAIRNESS):
+        for peer in peers if row in options.rows else ():
+            # Processes of their own: memory that another row freed would be used again.
+            load = start_load(False)
+            try:
+                with Server(peer, load) as server:
+                    versions[peer.name] = server.versions
+                    if row == IDLE:
+                        results = [server.memory(200 if options.quick else 2000)]
+                    else:
+                        results = [server.fairness(seconds) for _ in range(options.rounds)]
+            finally:
+                load.end()
+            found[row, peer.name] = results
+    return found, versions
 
-    def server(peer: Peer, tls: bool) -> Server:
+
+def measure_costs(
+    options: argparse.Namespace,
+    rows: list[str],
+    peers: list[Peer],
+    certificate: str,
+    found: Rounds,
+    versions: dict[str, dict[str, str]],
+) -> None:
+    """Measure what has a cost for each operation."""
+    seconds = 0.2 if options.quick else 1.0
+    servers: dict[tuple[str, bool], Server] = {}
+    load = start_load(True)
+
+    def run(row: str, peer: Peer, seconds: float) -> dict[str, float]:
+        tls = row in ECHOES and ECHOES[row].tls
         key = peer.name, tls
         if key not in servers:
-            servers[key] = Server(peer, load, certificate if tls else None)
+            servers[key] = Server(peer, load, certificate if tls else None, taking_turns=True)
             versions[peer.name] = servers[key].versions
-        return servers[key]
+        return servers[key].run(row, seconds)
 
-    rows = [row for row in (*ECHOES, HANDSHAKES) if row in options.rows]
     try:
-        for number in range(options.rounds if rows else 0):
+        # All of it once for the caches, the allocator included; uncounted.
+        for row in rows:
+            for peer in peers:
+                run(row, peer, 0.2)
+        for number in range(options.rounds):
             # Nobody is always the first.
             first = number % len(peers)
             for row in rows:
-                tls = row in ECHOES and ECHOES[row].tls
                 for peer in peers[first:] + peers[:first]:
-                    result = server(peer, tls).run(row, seconds)
-                    found.setdefault((row, peer.name), []).append(result)
+                    found.setdefault((row, peer.name), []).append(run(row, peer, seconds))
             print(f"round {number + 1} of {options.rounds} done", file=sys.stderr)
-        # Processes of their own: memory that another row freed would be used again.
-        for row in (IDLE, FAIRNESS):
-            for peer in peers if row in options.rows else ():
-                with Server(peer, load) as alone:
-                    versions[peer.name] = alone.versions
-                    if row == IDLE:
-                        results = [alone.memory(200 if options.quick else 2000)]
-                    else:
-                        results = [
-                            alone.fairness(3 * seconds)
-                            for _ in range(1 if options.quick else min(3, options.rounds))
-                        ]
-                found[row, peer.name] = results
     finally:
-        for each in servers.values():
-            each.process.end()
+        for server in servers.values():
+            server.process.end()
         load.end()
-    return found, versions
 
 
 def table(found: Rounds, base: str) -> str:
     """Lay the results out, row by row."""
-    lines = [f"{'row':<11} {'peer':<17} {'server':>9} {'/ ' + base:>7} {'rate':>9}  targets"]
+    lines = [
+        f"{'row':<11} {'peer':<17} {'server':>9} {'/ ' + base:>7} {'a CPU second':>12}  targets"
+    ]
     for row, rounds in sorted(found.items(), key=lambda item: ROWS.index(item[0][0])):
         work, peer = row
         start = f"{work:<11} {peer:<17} "
@@ -258,8 +295,8 @@ def table(found: Rounds, base: str) -> str:
             line = f"{start}{late} ms; flood {figure(rounds, 'flood'):.0f}/s"
         else:
             times = ratio(found, row, (work, base), "server")
-            cost, rate = figure(rounds, "server"), figure(rounds, "rate")
-            line = f"{start}{cost:>9.1f} {times:>7.2f} {rate:>8.0f}/s"
+            cost, count = figure(rounds, "server"), figure(rounds, "per_second")
+            line = f"{start}{cost:>9.1f} {times:>7.2f} {count:>12.0f}"
         lines.append(line + verdicts(TARGETS, found, row))
     return "\n".join(lines)
 
@@ -300,9 +337,9 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
 def profile(row: str, seconds: float, certificate: str) -> None:
     """Run a row once unmeasured, then under a profiler in gwt's server."""
     tls = row in ECHOES and ECHOES[row].tls
-    load = start_load()
+    load = start_load(True)
     try:
-        with Server(PEERS["gwt"], load, certificate if tls else None) as server:
+        with Server(PEERS["gwt"], load, certificate if tls else None, taking_turns=True) as server:
             server.run(row, 0.2)
             server.process.ask(do="profile", file=None)
             server.run(row, seconds)
