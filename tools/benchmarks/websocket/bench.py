@@ -53,6 +53,7 @@ PEERS = {
     name: Peer(name, sys.executable if name.startswith("gwt") else python_of(name))
     for name in (
         "gwt",
+        "gwt-wsgi",
         "gevent-websocket",
         "websockets",
         "aiohttp",
@@ -197,7 +198,6 @@ class Server:
         self.open(connections, 64)
         time.sleep(0.5)
         after = self.process.ask(do="memory")["rss"]
-        self.load.ask(do="close")
         return {"kib": (after - before) / connections / 1024}
 
     def fairness(self, seconds: float) -> dict[str, float]:
@@ -223,22 +223,29 @@ def measure(
     rows = [row for row in (*ECHOES, HANDSHAKES) if row in options.rows]
     if rows:
         measure_costs(options, rows, peers, certificate, found, versions)
-    seconds = 0.5 if options.quick else 3.0
     for row in (IDLE, FAIRNESS):
         for peer in peers if row in options.rows else ():
-            # Processes of their own: memory that another row freed would be used again.
-            load = start_load(False)
-            try:
-                with Server(peer, load) as server:
-                    versions[peer.name] = server.versions
-                    if row == IDLE:
-                        results = [server.memory(200 if options.quick else 2000)]
-                    else:
-                        results = [server.fairness(seconds) for _ in range(options.rounds)]
-            finally:
-                load.end()
-            found[row, peer.name] = results
+            times = 1 if row == IDLE else min(options.rounds, 3)
+            found[row, peer.name] = [
+                alone(peer, row, options.quick, versions) for _ in range(times)
+            ]
     return found, versions
+
+
+def alone(
+    peer: Peer, row: str, quick: bool, versions: dict[str, dict[str, str]]
+) -> dict[str, float]:
+    """Measure a row in processes of its own: memory that another freed would be used again."""
+    load = start_load(False)
+    try:
+        # The server goes first: it need not see what becomes of the connections.
+        with Server(peer, load) as server:
+            versions[peer.name] = server.versions
+            if row == IDLE:
+                return server.memory(200 if quick else 2000)
+            return server.fairness(0.5 if quick else 3.0)
+    finally:
+        load.end()
 
 
 def measure_costs(
@@ -324,7 +331,8 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
         "--profile",
         choices=[*ECHOES, HANDSHAKES],
         metavar="ROW",
-        help="instead of measuring, print where gwt's server spends its time in it",
+        help="instead of measuring, print where the server spends its time in it: gwt's, or "
+        "that of the first of --peers, which must be on gevent",
     )
     parser.add_argument("--quick", action="store_true", help="less of everything")
     parser.add_argument("--json", action="store_true", help="everything, as JSON")
@@ -334,16 +342,16 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     return options
 
 
-def profile(row: str, seconds: float, certificate: str) -> None:
-    """Run a row once unmeasured, then under a profiler in gwt's server."""
+def profile(peer: Peer, row: str, seconds: float, certificate: str) -> None:
+    """Run a row once unmeasured, then under a profiler in the server."""
     tls = row in ECHOES and ECHOES[row].tls
     load = start_load(True)
     try:
-        with Server(PEERS["gwt"], load, certificate if tls else None, taking_turns=True) as server:
+        with Server(peer, load, certificate if tls else None, taking_turns=True) as server:
             server.run(row, 0.2)
             server.process.ask(do="profile", file=None)
             server.run(row, seconds)
-            file = str(Path(tempfile.gettempdir(), f"gwt-websocket-{row}.prof"))
+            file = str(Path(tempfile.gettempdir(), f"{peer.name}-websocket-{row}.prof"))
             server.process.ask(do="profile", file=file)
     finally:
         load.end()
@@ -353,14 +361,16 @@ def profile(row: str, seconds: float, certificate: str) -> None:
 
 def main() -> None:
     options = parse()
+    # One is enough for a profile.
+    names = options.peers[: 1 if options.profile else None]
+    peers = [PEERS[name] for name in names if prepare(name, PEERS[name].python)]
+    if not peers:
+        raise SystemExit("No peer is left to measure.")
     with tempfile.TemporaryDirectory() as folder:
         certificate = make_certificate(folder)
         if options.profile:
-            profile(options.profile, 0.5 if options.quick else 3.0, certificate)
+            profile(peers[0], options.profile, 0.5 if options.quick else 3.0, certificate)
             return
-        peers = [PEERS[name] for name in options.peers if prepare(name, PEERS[name].python)]
-        if not peers:
-            raise SystemExit("No peer is left to measure.")
         found, versions = measure(options, peers, certificate)
     facts = environment(PACKAGES)
     if options.json:

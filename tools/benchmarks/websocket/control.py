@@ -6,7 +6,7 @@ back, uncompressed. It first says ``{"port": n, "versions": {name: version}}``, 
 
     {"do": "usage"}                         {"cpu": seconds of CPU so far}
     {"do": "memory"}                        {"rss": bytes resident}
-    {"do": "profile", "file": null}         gwt: from now on; a file's name: into it
+    {"do": "profile", "file": null}         on gevent: from now on; a file's name: into it
 
 load.py is the other end of all of them; it answers
 
@@ -53,23 +53,23 @@ def allow_descriptors() -> None:
     resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
 
 
-def tls_context(certificate: str | None) -> ssl.SSLContext | None:
-    """Return what a server needs for TLS, or None where it is to do without."""
+def tls_context(certificate: str | None, kind: type[ssl.SSLContext]) -> ssl.SSLContext | None:
+    """Return what a server needs for TLS, gevent's kind or Python's; None: it is to do without."""
     if certificate is None:
         return None
-    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context = kind(ssl.PROTOCOL_TLS_SERVER)
     context.load_cert_chain(certificate)
     return context
 
 
-def ready(port: int, *packages: str) -> None:
+def ready(port: int, *packages: str, **more: str) -> None:
     """Say that the server listens, and what it is made of."""
     allow_descriptors()
     # What was imported is not walked again, by none of the peers.
     gc.collect()
     gc.freeze()
     versions = {"python": platform.python_version(), **{name: version(name) for name in packages}}
-    reply({"port": port, "versions": versions})
+    reply({"port": port, "versions": {**versions, **more}})
 
 
 def answer_next(more: Callable[[dict[str, Any]], object] = lambda command: None) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import ssl
 import sys
 
 from aiohttp import WSMsgType, web
@@ -25,7 +26,9 @@ async def main() -> None:
     app.router.add_get("/echo", echo)
     runner = web.AppRunner(app, access_log=None)
     await runner.setup()
-    site = web.TCPSite(runner, "127.0.0.1", 0, ssl_context=tls_context(arguments().certificate))
+    site = web.TCPSite(
+        runner, "127.0.0.1", 0, ssl_context=tls_context(arguments().certificate, ssl.SSLContext)
+    )
     await site.start()
     asyncio.get_running_loop().add_reader(sys.stdin.fileno(), answer_next)
     ready(runner.addresses[0][1], "aiohttp")

@@ -2,16 +2,13 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 from control import arguments, ready
 from gevent_peer import answering
-from profiler import Profiler
 
 import gwt
+from gwt.protocol.wsframes import MASKER
 
 app = gwt.App()
-profiler = Profiler()
 
 
 @app.websocket("/echo")
@@ -20,13 +17,9 @@ def echo(ws: gwt.WebSocket) -> None:
         ws.send(message)
 
 
-def profile(command: dict[str, Any]) -> None:
-    profiler.command(command["file"])
-
-
 if __name__ == "__main__":
     certificate = arguments().certificate
     with gwt.Server(app, "127.0.0.1:0", certfile=certificate, http3=False) as server:
-        watcher = answering(profile)
-        ready(server.address[1], "gevent", "wsproto")
+        watcher = answering()
+        ready(server.address[1], "gevent", "wsproto", masking=MASKER)
         server.serve_forever()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import ssl
 import sys
 
 from control import answer_next, arguments, ready, tls_context
@@ -15,7 +16,7 @@ async def echo(ws: ServerConnection) -> None:
 
 
 async def main() -> None:
-    context = tls_context(arguments().certificate)
+    context = tls_context(arguments().certificate, ssl.SSLContext)
     async with serve(echo, "127.0.0.1", 0, compression=None, ssl=context) as server:
         asyncio.get_running_loop().add_reader(sys.stdin.fileno(), answer_next)
         ready(next(iter(server.sockets)).getsockname()[1], "websockets")
