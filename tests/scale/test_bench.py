@@ -16,11 +16,30 @@ from tests.scale.peer import ROOT
 WORKS = {"download", "stream", "datagram", "session", "busy", "busy-idle", "memory"}
 LATENESS = {"late-bulk", "late-streams", "late-datagrams", "late-packets"}
 
+# Of tools/bench websocket.
+ROWS = {
+    "64-50",
+    "64-500",
+    "16k-50",
+    "64-50-tls",
+    "16k-50-tls",
+    "handshakes",
+    "idle",
+    "fairness",
+}
+
 PEERS = ["gwt", "aioquic"]
 if Path(
     os.environ.get("GWT_PYWEBTRANSPORT") or ROOT / ".peers" / "pywebtransport" / "bin" / "python"
 ).exists():
     PEERS.append("pywebtransport")
+
+# Those that need no environment of their own, and those whose is there.
+WEBSOCKET_PEERS = ["gwt", "gwt-wsgi"] + [
+    name
+    for name in ("gevent-websocket", "websockets", "aiohttp", "simple-websocket")
+    if (ROOT / ".peers" / name / "bin" / "python").exists()
+]
 
 
 def bench(*arguments: str, **variables: str) -> subprocess.CompletedProcess:
@@ -59,6 +78,52 @@ def test_works_are_measured_on_every_peer():
     assert ("stream", "gwt", "stream", "pywebtransport") in judged or len(PEERS) == 2
 
 
+@pytest.mark.slow
+@pytest.mark.deadline(300)
+def test_rows_are_measured_on_every_websocket_peer():
+    options = ["--quick", "--rounds", "1", "--json", "--peers", ",".join(WEBSOCKET_PEERS)]
+    done = bench("websocket", *options)
+    assert done.returncode == 0, done.stderr.decode()
+    found = json.loads(done.stdout)
+    assert found["environment"]["gevent"]
+    assert set(found["versions"]) == set(WEBSOCKET_PEERS)
+    assert set(found["works"]) == ROWS
+    for row in ROWS:
+        assert set(found["works"][row]) == set(WEBSOCKET_PEERS)
+        for result in found["works"][row].values():
+            if row == "idle":
+                assert result["kib"] > 0
+            elif row == "fairness":
+                assert 0 < result["p50"] <= result["p99"] <= result["max"]
+                assert result["echoes"] > 0
+            else:
+                assert result["server"] > 0
+                assert result["ratio"] > 0
+    for peer in ("gwt", "gwt-wsgi"):
+        assert found["works"]["fairness"][peer]["flood"] > 0
+    judged = {tuple(target["row"]) for target in found["targets"]}
+    assert {("idle", "gwt"), ("idle", "gwt-wsgi"), ("fairness", "gwt")} <= judged
+
+
+@pytest.mark.parametrize("peers", ["gwt,websockets", "websockets"])
+def test_a_websocket_peer_that_is_not_there_is_left_out(peers):
+    options = ["--quick", "--rounds", "1", "--rows", "64-50", "--peers", peers]
+    done = bench("websocket", *options, GWT_WEBSOCKETS="/nowhere")
+    assert b"going on without websockets" in done.stderr
+    assert done.returncode == (0 if "gwt" in peers else 1)
+    assert (b"masking" in done.stdout) == ("gwt" in peers)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("peer", ["gwt", "gwt-wsgi"])
+def test_a_profile_names_the_functions_of_a_websocket_server(tmp_path, peer):
+    options = ["--quick", "--profile", "handshakes", "--peers", peer]
+    done = bench("websocket", *options, TMPDIR=str(tmp_path))
+    assert done.returncode == 0, done.stderr.decode()
+    assert [path.name for path in tmp_path.glob("*.prof")] == [f"{peer}-websocket-handshakes.prof"]
+    assert b"(check_upgrade)" in done.stdout
+
+
 @pytest.mark.parametrize(
     ("peers", "returncode"), [("gwt,pywebtransport", 0), ("pywebtransport", 1)]
 )
@@ -91,6 +156,10 @@ def test_a_profile_names_the_functions_of_both_ends(tmp_path):
         ("webtransport", "--only", "nothing"),
         ("webtransport", "--rounds", "0"),
         ("webtransport", "--profile", "memory"),
+        ("websocket", "--rows", "nothing"),
+        ("websocket", "--rounds", "0"),
+        ("websocket", "--profile", "idle"),
+        ("websocket", "--profile", "64-50", "--peers", "aiohttp"),
     ],
 )
 def test_a_wrong_argument_is_usage(arguments):

@@ -44,20 +44,21 @@ class Peer:
 
     name: str
     python: str
+    on_gevent: bool
 
     def command(self, *more: str) -> list[str]:
         return [self.python, str(HERE / f"peer_{self.name.replace('-', '_')}.py"), *more]
 
 
 PEERS = {
-    name: Peer(name, sys.executable if name.startswith("gwt") else python_of(name))
-    for name in (
-        "gwt",
-        "gwt-wsgi",
-        "gevent-websocket",
-        "websockets",
-        "aiohttp",
-        "simple-websocket",
+    peer.name: peer
+    for peer in (
+        Peer("gwt", sys.executable, True),
+        Peer("gwt-wsgi", sys.executable, True),
+        Peer("gevent-websocket", python_of("gevent-websocket"), True),
+        Peer("websockets", python_of("websockets"), False),
+        Peer("aiohttp", python_of("aiohttp"), False),
+        Peer("simple-websocket", python_of("simple-websocket"), True),
     )
 }
 
@@ -339,6 +340,11 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     options = parser.parse_args(arguments)
     if options.rounds < 1:
         parser.error("--rounds must be at least 1")
+    if options.profile:
+        # One is enough.
+        del options.peers[1:]
+        if not PEERS[options.peers[0]].on_gevent:
+            parser.error("--profile needs a peer on gevent")
     return options
 
 
@@ -361,9 +367,7 @@ def profile(peer: Peer, row: str, seconds: float, certificate: str) -> None:
 
 def main() -> None:
     options = parse()
-    # One is enough for a profile.
-    names = options.peers[: 1 if options.profile else None]
-    peers = [PEERS[name] for name in names if prepare(name, PEERS[name].python)]
+    peers = [PEERS[name] for name in options.peers if prepare(name, PEERS[name].python)]
     if not peers:
         raise SystemExit("No peer is left to measure.")
     with tempfile.TemporaryDirectory() as folder:
