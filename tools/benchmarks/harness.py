@@ -65,10 +65,14 @@ def prepare(name: str, python: str) -> bool:
 class Process:
     """A peer in one of its roles, or whatever else answers lines."""
 
-    def __init__(self, command: list[str], deadline: float) -> None:
+    def __init__(self, command: list[str], deadline: float, **variables: str) -> None:
         self.deadline = deadline
         self.process = subprocess.Popen(
-            command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+            command,
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+            env={**os.environ, **variables},
         )
 
     def answer(self) -> dict[str, Any]:
