@@ -69,6 +69,7 @@ class Echo:
 
     size: int
     connections: int
+    text: bool = False
     tls: bool = False
 
 
@@ -76,6 +77,7 @@ ECHOES = {
     "64-50": Echo(64, 50),
     "64-500": Echo(64, 500),
     "16k-50": Echo(16 * 1024, 50),
+    "64-50-text": Echo(64, 50, text=True),
     "64-50-tls": Echo(64, 50, tls=True),
     "16k-50-tls": Echo(16 * 1024, 50, tls=True),
 }
@@ -165,8 +167,8 @@ class Server:
     def __exit__(self, *_: object) -> None:
         self.process.end()
 
-    def open(self, count: int, size: int) -> None:
-        self.load.ask(do="open", port=self.port, tls=self.tls, count=count, size=size)
+    def open(self, count: int, size: int, text: bool = False) -> None:
+        self.load.ask(do="open", port=self.port, count=count, size=size, text=text, tls=self.tls)
 
     def spend(self, operations: str, **command: Any) -> dict[str, float]:
         """Let the client do something; returns microseconds of the server for each operation."""
@@ -179,7 +181,7 @@ class Server:
         return {"server": spent / count * 1e6, "per_second": count / spent}
 
     def echo(self, row: Echo, seconds: float) -> dict[str, float]:
-        self.open(row.connections, row.size)
+        self.open(row.connections, row.size, row.text)
         # Once for the caches, uncounted.
         self.load.ask(do="echo", seconds=seconds / 10)
         found = self.spend("messages", do="echo", seconds=seconds)

@@ -10,7 +10,7 @@ back, uncompressed. It first says ``{"port": n, "versions": {name: version}}``, 
 
 load.py is the other end of all of them; it answers
 
-    {"do": "open", "port": n, "tls": false, "count": 50, "size": 64}
+    {"do": "open", "port": n, "count": 50, "size": 64, "text": false, "tls": false}
                                             connections, each of which echoed one message
     {"do": "echo", "seconds": 1.0}          {"messages": n, "elapsed": seconds}
     {"do": "close"}                         all connections

@@ -55,9 +55,9 @@ def frame(kind: int, payload: bytes, masked: bool) -> bytes:
     return header + KEY + bytes(a ^ b for a, b in zip(payload, key, strict=True))
 
 
-def message(size: int) -> tuple[bytes, bytes]:
-    """Return a frame to send, and what comes back: text if it is small, binary if not."""
-    kind = TEXT if size < 1024 else BINARY
+def message(size: int, text: bool) -> tuple[bytes, bytes]:
+    """Return a frame to send, and what comes back."""
+    kind = TEXT if text else BINARY
     payload = (bytes(range(32, 127)) * (size // 95 + 1))[:size]
     return frame(kind, payload, True), frame(kind, payload, False)
 
@@ -112,13 +112,15 @@ class Load:
         self.poll = select.epoll()
         self.frame = self.echoed = b""
 
-    def open(self, port: int, count: int, size: int, tls: bool = False) -> dict[str, Any]:
+    def open(
+        self, port: int, count: int, size: int, text: bool = False, tls: bool = False
+    ) -> dict[str, Any]:
         context = None
         if tls:
             context = ssl.create_default_context()
             context.check_hostname = False
             context.verify_mode = ssl.CERT_NONE
-        self.frame, self.echoed = message(size)
+        self.frame, self.echoed = message(size, text)
         for _ in range(count):
             sock = connect(port, context)
             read_until(sock, upgraded)
