@@ -44,6 +44,9 @@ class LazyHandler(WSGIHandler):  # type: ignore[misc]
     # The request was answered past pywsgi: what the application still says goes nowhere.
     answered = False
 
+    # A framework has caught what the application raised, logged it, and answered with a 500.
+    failed = False
+
     socket: Any
     environ: Any
 
@@ -101,7 +104,9 @@ class LazyHandler(WSGIHandler):  # type: ignore[misc]
                 logger.exception("The application failed for %s.", websocket.path)
                 websocket.close(INTERNAL_ERROR, "internal error")
         else:
-            if websocket.accepted:
+            if self.failed:
+                websocket.close(INTERNAL_ERROR, "internal error")
+            elif websocket.accepted:
                 websocket.close()
             elif not self.status:
                 # The application has answered by itself, on the socket: this is not HTTP any more.
@@ -151,6 +156,7 @@ class LazyHandler(WSGIHandler):  # type: ignore[misc]
         self, status: str, headers: Iterable[tuple[str, str]], exc_info: Any = None
     ) -> Callable[[bytes], object]:
         if self.answered:
+            self.failed = self.upgraded and status.startswith("5")
             return self.write
         write: Callable[[bytes], object] = super().start_response(status, headers, exc_info)
         return write

@@ -415,6 +415,21 @@ def test_an_application_that_raises_closes_with_an_error(
     assert [record.exc_info is not None for record in caplog.records] == [True]
 
 
+def test_a_framework_that_answers_500_closes_with_an_error(serve: Any) -> None:
+    def app(environ: dict[str, Any], start_response: Any) -> list[bytes]:
+        environ["wsgi.websocket"].recv()
+        start_response("500 Internal Server Error", [("Content-Type", "text/plain")])
+        return [b"it was logged"]
+
+    with serve(app) as where:
+        ws = connect(where)
+        ws.send("x")
+        with pytest.raises(gwt.WebSocketClosedError) as caught:
+            ws.recv(5)
+        assert caught.value.code == 1011
+        ws.close()
+
+
 def test_a_peer_that_goes_is_no_error_of_the_application(
     serve: Any, caplog: pytest.LogCaptureFixture
 ) -> None:
