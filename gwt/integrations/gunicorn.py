@@ -1,0 +1,201 @@
+"""
+WebSockets for applications on gunicorn: ``gunicorn -k gwt.integrations.gunicorn.Worker app:app``.
+
+gunicorn's own pywsgi worker, in which WebSockets have places of their own beside those of requests,
+and which tells them first when it leaves. What a request becomes is server/lazy.py's affair.
+"""
+
+from __future__ import annotations
+
+import ipaddress
+import logging
+import socket as _stdlib_socket
+from contextlib import suppress
+from typing import Any, Self
+
+import gevent
+from gevent.pool import Group
+
+try:
+    from gunicorn.workers.ggevent import GeventPyWSGIWorker, PyWSGIHandler, PyWSGIServer
+except ImportError as exc:
+    raise ImportError("gwt.integrations.gunicorn needs gunicorn: pip install gunicorn") from exc
+
+from ..config import ServerConfig
+from ..net.waiting import Deadline
+from ..server.gate import Gate
+from ..server.lazy import LazyHandler
+from ..websocket import WebSocket
+
+__all__ = ["Handler", "Server", "Worker"]
+
+# How long clients may take to answer the close, and applications to notice it.
+_FAREWELL = 3.0
+
+
+class Handler(LazyHandler, PyWSGIHandler):  # type: ignore[misc]
+    """gunicorn's handler, with its access log and environ, and with WebSockets."""
+
+    # Set by the worker, in a class of its own.
+    worker: Worker
+
+    response_headers: Any
+
+    def read_requestline(self) -> str:
+        # Nothing is under way in here: a worker that leaves does not wait for it.
+        worker = self.worker
+        if worker.leaving is not None:
+            return ""
+        worker.idle.add(self)
+        try:
+            return str(super().read_requestline())
+        finally:
+            worker.idle.discard(self)
+
+    def get_environ(self) -> dict[str, Any]:
+        environ: dict[str, Any] = super().get_environ()
+        if self.worker.is_proxy(self.client_address):
+            for name, value in self.worker.cfg.secure_scheme_headers.items():
+                if environ.get("HTTP_" + name.upper().replace("-", "_")) == value:
+                    environ["wsgi.url_scheme"] = "https"
+        return environ
+
+    def handle_one_response(self) -> None:
+        # Here, since who accepts a WebSocket may be another greenlet.
+        self.greenlet = gevent.getcurrent()
+        try:
+            super().handle_one_response()
+        finally:
+            # The greenlet's frames hold the handler.
+            del self.greenlet
+            self.worker.count_request()
+
+    def log_request(self) -> None:
+        # gunicorn's is not prepared for requests that could not be read, of which the error log
+        # has a line, nor for a WebSocket's lack of a response.
+        if self.environ is not None:
+            self.response_headers = self.response_headers or []
+            super().log_request()
+
+    def enter(self, websocket: WebSocket) -> None:
+        super().enter(websocket)
+        # Its place is free for the next request.
+        self.server.pool.discard(self.greenlet)
+        self.worker.handlers.add(self.greenlet)
+
+
+class Server(PyWSGIServer):  # type: ignore[misc]
+    """gunicorn's server on one listening socket, which its worker knows."""
+
+    def start(self) -> None:
+        super().start()
+        self.handler_class.worker.servers.append(self)
+
+
+class Worker(GeventPyWSGIWorker):  # type: ignore[misc]
+    """
+    A gunicorn worker that puts a lazy WebSocket into ``environ["wsgi.websocket"]``.
+
+    The application accepts by using it, refuses by answering as usual (401, say), and the WebSocket
+    is closed when the application returns. An open one holds none of gunicorn's
+    ``worker_connections``: their number is limited by ServerConfig's ``max_connections``. When the
+    worker stops or is replaced, they are closed with 1001 at once. Whom it admits, and its limits,
+    are fields of ServerConfig: with_options().
+    """
+
+    server_class = Server
+    wsgi_handler: Any = Handler
+    config = ServerConfig()
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.gate = Gate(self.config)
+
+        # Listening; reading what may become a request; the greenlets of WebSockets.
+        self.servers: list[Server] = []
+        self.idle: set[Handler] = set()
+        self.handlers = Group()
+
+        # Until when WebSockets have time to end, once the worker leaves.
+        self.leaving: Deadline | None = None
+
+    @classmethod
+    def with_options(cls, **options: Any) -> type[Self]:
+        """
+        Return a worker class with options of ServerConfig: origins, max_size, compression, ...
+
+        For a configuration file of gunicorn: ``worker_class = Worker.with_options(...)``. Raises
+        UnknownOption, and ConfigError for a bad value.
+        """
+        config = cls.config.update(**options)
+        return type(cls.__name__, (cls,), {"config": config, "__module__": cls.__module__})
+
+    def run(self) -> None:
+        """Serve until told to stop, then see requests and WebSockets off."""
+        handler = self.wsgi_handler
+        self.wsgi_handler = type(
+            handler.__name__,
+            (handler,),
+            {"gate": self.gate, "worker": self, "__module__": handler.__module__},
+        )
+        logger = logging.getLogger("gwt")
+        if not logger.hasHandlers():
+            # The application has no logging of its own: gunicorn's error log it is.
+            logger.parent = self.log.error_log
+        try:
+            super().run()
+        finally:
+            self.leave()
+        # Requests are done, or have had their time.
+        assert self.leaving is not None
+        if not self.handlers.join(self.leaving.remaining()):
+            self.log.warning("%d WebSockets did not end (pid:%s)", len(self.handlers), self.pid)
+            self.handlers.kill(timeout=1)
+
+    def leave(self) -> None:
+        """Accept nothing more, close the WebSockets, and let idle connections go; never waits."""
+        if self.leaving is not None:
+            return
+        self.leaving = Deadline(min(_FAREWELL, self.cfg.graceful_timeout))
+        self.alive = False
+        for server in self.servers:
+            server.close()
+        self.gate.close_all()
+        for handler in list(self.idle):
+            with suppress(OSError):
+                handler.socket.shutdown(_stdlib_socket.SHUT_RD)
+
+    def notify(self) -> None:
+        """Tell the arbiter that the worker lives; it does so every second."""
+        super().notify()
+        if not self.alive:
+            # Not by a signal, but by the reloader.
+            self.leave()
+
+    def handle_exit(self, sig: int, frame: Any) -> None:
+        """SIGTERM: finish requests, and leave."""
+        super().handle_exit(sig, frame)
+        gevent.spawn(self.leave)
+
+    def handle_quit(self, sig: int, frame: Any) -> None:
+        """SIGINT and SIGQUIT: leave at once."""
+        gevent.spawn(self.leave)
+        super().handle_quit(sig, frame)
+
+    def count_request(self) -> None:
+        """Leave after as many requests as gunicorn's max_requests."""
+        self.nr += 1
+        if self.nr >= self.max_requests and self.alive:
+            self.log.info("Autorestarting worker after current request.")
+            self.leave()
+
+    def is_proxy(self, address: Any) -> bool:
+        """Whether the peer is one of forwarded_allow_ips, or behind a Unix socket."""
+        allowed = self.cfg.forwarded_allow_ips
+        if not isinstance(address, tuple) or "*" in allowed:
+            return True
+        try:
+            peer = ipaddress.ip_address(address[0].partition("%")[0])
+        except ValueError:
+            return False
+        return any(peer in network for network in self.cfg.forwarded_allow_networks())
