@@ -116,6 +116,11 @@ class Worker(GeventPyWSGIWorker):  # type: ignore[misc]
         self.idle: set[Handler] = set()
         self.handlers = Group()
 
+        # Who may say what the scheme was.
+        allowed = self.cfg.forwarded_allow_ips
+        self.proxies = [ipaddress.ip_network(each) for each in allowed if each != "*"]
+        self.all_are_proxies = "*" in allowed
+
         # Until when WebSockets have time to end, once the worker leaves.
         self.leaving: Deadline | None = None
 
@@ -191,11 +196,10 @@ class Worker(GeventPyWSGIWorker):  # type: ignore[misc]
 
     def is_proxy(self, address: Any) -> bool:
         """Whether the peer is one of forwarded_allow_ips, or behind a Unix socket."""
-        allowed = self.cfg.forwarded_allow_ips
-        if not isinstance(address, tuple) or "*" in allowed:
+        if not isinstance(address, tuple) or self.all_are_proxies:
             return True
         try:
             peer = ipaddress.ip_address(address[0].partition("%")[0])
         except ValueError:
             return False
-        return any(peer in network for network in self.cfg.forwarded_allow_networks())
+        return any(peer in network for network in self.proxies)
