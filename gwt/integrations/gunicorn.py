@@ -10,7 +10,8 @@ from __future__ import annotations
 import ipaddress
 import logging
 import socket as _stdlib_socket
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from typing import Any, Self
 
 import gevent
@@ -42,15 +43,10 @@ class Handler(LazyHandler, PyWSGIHandler):  # type: ignore[misc]
     response_headers: Any
 
     def read_requestline(self) -> str:
-        # Nothing is under way in here: a worker that leaves does not wait for it.
-        worker = self.worker
-        if worker.leaving is not None:
+        if self.worker.leaving is not None:
             return ""
-        worker.idle.add(self)
-        try:
+        with self.worker.idling(self.socket):
             return str(super().read_requestline())
-        finally:
-            worker.idle.discard(self)
 
     def get_environ(self) -> dict[str, Any]:
         environ: dict[str, Any] = super().get_environ()
@@ -79,7 +75,10 @@ class Handler(LazyHandler, PyWSGIHandler):  # type: ignore[misc]
 
     def enter(self, websocket: WebSocket) -> None:
         super().enter(websocket)
-        # Its place is free for the next request.
+        self.free_place()
+
+    def free_place(self) -> None:
+        """Give the place among the requests to the next one: this is a request no more."""
         self.server.pool.discard(self.greenlet)
         self.worker.handlers.add(self.greenlet)
 
@@ -90,6 +89,19 @@ class Server(PyWSGIServer):  # type: ignore[misc]
     def start(self) -> None:
         super().start()
         self.handler_class.worker.servers.append(self)
+
+    def wrap_socket_and_handle(self, client_socket: Any, address: Any) -> None:
+        sock = self.wrap_socket(client_socket, do_handshake_on_connect=False, **self.ssl_args)
+        try:
+            try:
+                with self.handler_class.worker.idling(sock):
+                    sock.do_handshake()
+            except OSError:
+                # Whoever connected does not speak TLS, or has gone.
+                return
+            self.handle(sock, address)
+        finally:
+            sock.close()
 
 
 class Worker(GeventPyWSGIWorker):  # type: ignore[misc]
@@ -111,9 +123,9 @@ class Worker(GeventPyWSGIWorker):  # type: ignore[misc]
         super().__init__(*args, **kwargs)
         self.gate = Gate(self.config)
 
-        # Listening; reading what may become a request; the greenlets of WebSockets.
+        # Listening; sockets without a request; the greenlets of WebSockets.
         self.servers: list[Server] = []
-        self.idle: set[Handler] = set()
+        self.idle: set[Any] = set()
         self.handlers = Group()
 
         # Who may say what the scheme was.
@@ -153,7 +165,9 @@ class Worker(GeventPyWSGIWorker):  # type: ignore[misc]
             self.leave()
         # Requests are done, or have had their time.
         assert self.leaving is not None
-        if not self.handlers.join(self.leaving.remaining()):
+        while not self.handlers.join(1) and not self.leaving.expired:
+            self.notify()
+        if len(self.handlers):
             self.log.warning("%d WebSockets did not end (pid:%s)", len(self.handlers), self.pid)
             self.handlers.kill(timeout=1)
 
@@ -166,9 +180,18 @@ class Worker(GeventPyWSGIWorker):  # type: ignore[misc]
         for server in self.servers:
             server.close()
         self.gate.close_all()
-        for handler in list(self.idle):
+        for sock in list(self.idle):
             with suppress(OSError):
-                handler.socket.shutdown(_stdlib_socket.SHUT_RD)
+                sock.shutdown(_stdlib_socket.SHUT_RD)
+
+    @contextmanager
+    def idling(self, sock: Any) -> Iterator[None]:
+        """Read from a socket in here while nothing is under way: leaving does not wait for it."""
+        self.idle.add(sock)
+        try:
+            yield
+        finally:
+            self.idle.discard(sock)
 
     def notify(self) -> None:
         """Tell the arbiter that the worker lives; it does so every second."""

@@ -17,6 +17,7 @@ from typing import Any
 
 import gevent
 import gevent.socket
+import gevent.ssl
 import pytest
 from gevent.event import Event
 from gevent.pool import Pool
@@ -341,6 +342,10 @@ def test_tls_and_options_of_ours(tmp_path: Path) -> None:
     worker = ("-k", "gunicorn_app.Small")
     with running(tmp_path, *worker, "--certfile", str(cert), "--keyfile", str(key)) as gunicorn:
         gunicorn.scheme = "wss"
+        with gunicorn.open() as sock:
+            sock.sendall(b"GET / HTTP/1.1\r\n\r\n")
+            with suppress(ConnectionError):
+                assert b"HTTP" not in sock.recv(100)
         with (
             gunicorn.connect(subprotocols=["coffee", "tea"]) as ws,
             gunicorn.connect("/pid") as two,
@@ -356,6 +361,11 @@ def test_tls_and_options_of_ours(tmp_path: Path) -> None:
             with pytest.raises(gwt.WebSocketClosedError) as caught:
                 ws.recv(5)
             assert caught.value.code == 1009
+            # One that never began its handshake, and one that has made it.
+            gunicorn.idle += [gunicorn.open(), gunicorn.open()]
+            context = gevent.ssl.SSLContext(gevent.ssl.PROTOCOL_TLS_CLIENT)
+            context.check_hostname, context.verify_mode = False, gevent.ssl.CERT_NONE
+            gunicorn.idle[-1] = context.wrap_socket(gunicorn.idle[-1])
             gunicorn.process.terminate()
             goes_away(two)
         eventually(gunicorn.ended, 10)
