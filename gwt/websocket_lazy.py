@@ -81,6 +81,10 @@ class LazyWebSocket(WebSocket):
         # Set when the socket is closed, which whoever lent it waits for.
         self._gone: Event | None = None
 
+    def configure(self, config: ServerConfig) -> None:
+        """Have other options than the server's; without effect once it is accepted."""
+        self._config = config
+
     # The answer
 
     @property
@@ -114,13 +118,15 @@ class LazyWebSocket(WebSocket):
             compression=self._config.compression,
             headers=_pairs(headers),
         )
-        host, self._host = self._host, None
+        host = self._host
         try:
             host.enter(self)
         except Reject as exc:
+            self._host = None
             self._refused(host, refusal(exc))
             assert self._error is not None
             raise self._error.again() from exc
+        self._host = None
         sock, early = host.take()
         connection = TcpConnection(sock)
         self._gone = Event()

@@ -8,25 +8,20 @@ server has: gwt's own, pywsgi's, gunicorn's.
 
 from __future__ import annotations
 
-import logging
-import ssl as _stdlib_ssl
 from collections.abc import Callable, Iterable
 from typing import Any
 
-import gevent
 from gevent.pywsgi import WSGIHandler
 
-from ..errors import GwtError, Reject
+from ..errors import Reject
 from ..protocol.wshandshake import Refusal, UpgradeRequest
 from ..request import Request
-from ..states import WebSocketState
 from ..websocket import WebSocket
 from ..websocket_lazy import LazyWebSocket, phrase, refusal
-from .gate import GOING_AWAY, INTERNAL_ERROR, Gate
+from .gate import Gate
+from .lend import read_ahead, run_with
 
 __all__ = ["LazyHandler"]
-
-logger = logging.getLogger("gwt.server")
 
 # What of a refusal's header is not for middleware to say.
 _OURS = ("connection", "content-length", "transfer-encoding")
@@ -90,34 +85,10 @@ class LazyHandler(WSGIHandler):  # type: ignore[misc]
 
     def run_for(self, websocket: LazyWebSocket) -> None:
         """Run the application, and end the WebSocket with it."""
-        try:
-            super().run_application()
-        except (Exception, SystemExit, gevent.Timeout) as exc:
-            # Boundary to user code: the application. That the WebSocket ended under it is no error.
-            if websocket.state is WebSocketState.CONNECTING:
-                raise
-            if isinstance(exc, GwtError) and websocket.state is not WebSocketState.OPEN:
-                logger.debug("WebSocket %s ended: %s", websocket.id, exc)
-                websocket.close()
-            else:
-                self.gate.counters["handler_errors"] += 1
-                logger.exception("The application failed for %s.", websocket.path)
-                websocket.close(INTERNAL_ERROR, "internal error")
-        else:
-            if self.failed:
-                websocket.close(INTERNAL_ERROR, "internal error")
-            elif websocket.accepted:
-                websocket.close()
-            elif not self.status:
-                # The application has answered by itself, on the socket: this is not HTTP any more.
-                self.close_connection = True
-        finally:
-            if websocket.accepted and not websocket.closed:
-                # Killed: the server stops.
-                websocket.begin_close(GOING_AWAY, "The server is stopping")
-                websocket.abort()
-            # The server closes a socket when its handler returns, and this one is being watched.
-            websocket.wait_gone()
+        run_with(websocket, super().run_application, self.gate.counters, failed=lambda: self.failed)
+        if not websocket.accepted and not self.status:
+            # The application has answered by itself, on the socket: this is not HTTP any more.
+            self.close_connection = True
 
     # The socket, and who answers on it
 
@@ -128,12 +99,7 @@ class LazyHandler(WSGIHandler):  # type: ignore[misc]
 
     def take(self) -> tuple[Any, bytes]:
         sock, file = self.socket, self.rfile
-        sock.setblocking(False)
-        try:
-            early = file.read(len(file.peek()))
-        except (OSError, _stdlib_ssl.SSLError):
-            # Nothing is there yet.
-            early = b""
+        early = read_ahead(sock, file)
         file.close()
         # For pywsgi the response is done, and the connection is over.
         self.status, self._orig_status, self.code = b"101", "101 Switching Protocols", 101
@@ -141,7 +107,7 @@ class LazyHandler(WSGIHandler):  # type: ignore[misc]
         self.close_connection = self.upgraded = True
         self.response_use_chunked = False
         self.socket = None
-        return sock, early or b""
+        return sock, early
 
     def refuse(self, answer: Refusal) -> None:
         headers = [each for each in answer.headers if each[0].lower() not in _OURS]
