@@ -18,9 +18,13 @@ import gevent
 import gevent.socket
 import gevent.ssl
 import pytest
+from gevent.pool import Pool
+from gevent.pywsgi import WSGIServer
 
 import gwt
 from gwt import certificates
+from gwt.integrations.middleware import WebSocketMiddleware
+from gwt.integrations.pywsgi import WebSocketHandler
 from gwt.net.waiting import Deadline
 
 HERE = Path(__file__).resolve().parent
@@ -321,6 +325,10 @@ def test_nothing_is_left(host: Host) -> None:
             ws.send("x")
             assert ws.recv(10) == "x"
             ws.abort() if number % 5 == 0 else ws.close()
+        # A handler that leaves greenlets behind leaves them, but no hub.
+        ws = host.connect("/spawn")
+        assert "127.0.0.1" in ws.recv(10)
+        ws.close()
 
     log = len(host.log)
     some(4)
@@ -336,7 +344,25 @@ def test_nothing_is_left(host: Host) -> None:
     some(200 if host.name == "gunicorn gthread" else 30)
     until(lambda: host.state()["hubs"] <= before["hubs"])
     until(lambda: host.state()["descriptors"] <= before["descriptors"])
+    assert host.state()["greenlets"] <= before["greenlets"] + 10
     assert not re.search("error|Exception|Traceback", host.log[log:], re.IGNORECASE)
+
+
+@pytest.mark.parametrize("name", ["pywsgi", "gunicorn gthread", "gunicorn gevent+tls"])
+def test_all_are_closed_from_any_thread(name: str, tmp_path: Path) -> None:
+    with running(name, tmp_path) as host:
+        sockets = [host.connect("/echo" if number else "/lazy") for number in range(4)]
+        assert host.get("/close_all") == b"done"
+        for ws in sockets:
+            with pytest.raises(gwt.WebSocketClosed) as caught:
+                ws.recv(10)
+            assert caught.value.code == 1001
+            ws.close()
+        with pytest.raises(gwt.SessionRejected) as refused:
+            host.connect("/echo")
+        assert refused.value.status == 503
+        assert host.get("/") == b"plain"
+        assert "Traceback" not in host.log
 
 
 def test_hosts_without_sockets_say_what_to_do(tmp_path: Path) -> None:
@@ -356,3 +382,198 @@ def test_hosts_without_sockets_say_what_to_do(tmp_path: Path) -> None:
                 assert b" 426 " in sock.recv(65536)
             assert "Traceback" not in host.log
             assert host.log.count("python -m gwt serve") == 1
+
+
+# In this process
+
+
+def respond(app: Any, **environ: Any) -> tuple[str, dict[str, str], bytes]:
+    """Ask an application as a WSGI server that nobody knows does."""
+    answer: list[Any] = []
+    written = b""
+
+    def start_response(status: str, headers: Any, exc_info: Any = None) -> Callable[[bytes], None]:
+        answer[:] = [status, dict(headers)]
+
+        def write(data: bytes) -> None:
+            nonlocal written
+            written += data
+
+        return write
+
+    environ = {
+        "REQUEST_METHOD": "GET",
+        "PATH_INFO": "/ws",
+        "SERVER_PROTOCOL": "HTTP/1.1",
+        "HTTP_HOST": "localhost",
+        "HTTP_UPGRADE": "websocket",
+        "HTTP_CONNECTION": "Upgrade",
+        "HTTP_SEC_WEBSOCKET_VERSION": "13",
+        "HTTP_SEC_WEBSOCKET_KEY": KEY,
+        "wsgi.multithread": True,
+        **environ,
+    }
+    body = b"".join(app(environ, start_response))
+    assert "wsgi.websocket" not in environ
+    return answer[0], answer[1], written + body
+
+
+def page(environ: dict[str, Any], start_response: Any) -> list[bytes]:
+    start_response("200 OK", [])
+    return [b"page"]
+
+
+def unused(ws: Any) -> None:
+    raise AssertionError("called")
+
+
+def test_a_socket_of_many_requests_is_not_taken(caplog: pytest.LogCaptureFixture) -> None:
+    ours, theirs = socket.socketpair()
+    with ours, theirs:
+        app = WebSocketMiddleware(page, {"/ws": unused})
+        http2 = {"SERVER_PROTOCOL": "HTTP/2.0", "gunicorn.socket": ours}
+        status, headers, body = respond(app, **http2)
+        assert status == "501 Not Implemented" and b"python -m gwt serve" in body
+        assert int(headers["Content-Length"]) == len(body)
+        assert respond(app, **http2 | {"PATH_INFO": "/"})[2] == b"page"
+        ours.sendall(b"still there")
+    # Said once, however often it happens.
+    respond(app, SERVER_PROTOCOL="HTTP/1.1")
+    assert len(caplog.records) == 1
+
+
+def test_a_target_is_made_of_what_wsgi_has() -> None:
+    seen = []
+
+    def app(environ: dict[str, Any], start_response: Any) -> list[bytes]:
+        seen.append((environ["wsgi.websocket"].path, environ["wsgi.websocket"].request))
+        return page(environ, start_response)
+
+    path = "/ü b%c?".encode().decode("latin-1")
+    respond(
+        WebSocketMiddleware(app),
+        SCRIPT_NAME="/mounted",
+        PATH_INFO=path,
+        QUERY_STRING="d=%20",
+        REMOTE_ADDR="192.0.2.1",
+        REMOTE_PORT="80",
+        HTTP_COOKIE="e=f",
+    )
+    [(path, request)] = seen
+    assert path == "/mounted/ü b%c?"
+    assert (request.query, request.remote_address) == ({"d": " "}, ("192.0.2.1", 80))
+    assert request.headers["cookie"] == "e=f" and request.authority == "localhost"
+
+
+def test_an_application_that_began_to_answer_cannot_accept() -> None:
+    closed = []
+
+    class Result:
+        def __iter__(self) -> Iterator[bytes]:
+            yield b""
+            yield b"one"
+            with pytest.raises(RuntimeError, match="begun to answer"):
+                self.ws.accept()
+            yield b"two"
+
+        def close(self) -> None:
+            closed.append(True)
+
+    def app(environ: dict[str, Any], start_response: Any) -> Any:
+        result = Result()
+        result.ws = environ["wsgi.websocket"]  # type: ignore[attr-defined]
+        start_response("500 Error", [])
+        start_response("200 OK", [], (None, None, None))(b"zero")
+        return result
+
+    # respond() does not close what it iterates, as a server would.
+    assert respond(WebSocketMiddleware(app)) == ("200 OK", {}, b"zeroonetwo")
+    assert not closed
+
+
+def test_results_of_applications_are_closed() -> None:
+    closed = []
+
+    class Result(list[bytes]):
+        def __iter__(self) -> Iterator[bytes]:
+            raise KeyError("mine")
+
+        def close(self) -> None:
+            closed.append(True)
+
+    class Iterable:
+        __iter__, close = Result.__iter__, Result.close
+
+    with pytest.raises(KeyError):
+        respond(WebSocketMiddleware(lambda environ, start_response: Iterable()))
+    assert closed
+
+
+def test_options_and_routes_are_checked() -> None:
+    with pytest.raises(gwt.ConfigError):
+        WebSocketMiddleware(page, {"/<": unused})
+    with pytest.raises(gwt.ConfigError, match="cannot be called"):
+        WebSocketMiddleware(page, {"/ws": "handler"})  # type: ignore[dict-item]
+    with pytest.raises(gwt.ConfigError):
+        WebSocketMiddleware(page, {"/ws": unused}, max_sizes=10)
+    app = WebSocketMiddleware(page, {"/ws": unused}, allowed_hosts=["gwt.example"])
+    assert respond(app)[0].startswith("421 ")
+
+
+@pytest.fixture(params=["WebSocketHandler", "gwt.Server"])
+def serve(request: pytest.FixtureRequest) -> Any:
+    """Make something that puts a WebSocket into the environ itself."""
+
+    @contextmanager
+    def ours(app: Any) -> Iterator[str]:
+        if request.param == "gwt.Server":
+            with gwt.Server(app, "127.0.0.1:0", http3=False) as server:
+                yield "ws://{}:{}".format(*server.address)
+        else:
+            server = WSGIServer(
+                ("127.0.0.1", 0), app, log=None, handler_class=WebSocketHandler, spawn=Pool()
+            )
+            server.start()
+            yield f"ws://127.0.0.1:{server.server_port}"
+            server.stop(timeout=1)
+
+    return ours
+
+
+def test_the_servers_own_websocket_is_used(serve: Any, caplog: pytest.LogCaptureFixture) -> None:
+    def echo(ws: Any, name: str) -> None:
+        for message in ws:
+            ws.send(f"{name} {message}")
+
+    def fail(ws: Any) -> None:
+        raise KeyError("mine")
+
+    def lazy(environ: dict[str, Any], start_response: Any) -> list[bytes]:
+        if "wsgi.websocket" not in environ:
+            return page(environ, start_response)
+        environ["wsgi.websocket"].send("lazy")
+        return []
+
+    app = WebSocketMiddleware(lazy, {"/ws/<name>": echo, "/fail": fail}, max_size=10)
+    with serve(app) as url:
+        with gwt.connect(f"{url}/ws/me") as ws:
+            ws.send("x")
+            assert ws.recv(5) == "me x"
+            ws.send("x" * 11)
+            with pytest.raises(gwt.WebSocketClosedError) as caught:
+                ws.recv(5)
+            assert caught.value.code == 1009
+        with gwt.connect(f"{url}/other") as ws:
+            assert list(ws) == ["lazy"]
+        assert not caplog.records
+        with gwt.connect(f"{url}/fail") as ws:
+            ws.wait_closed(5)
+            assert ws.close_code == 1011
+        assert len(caplog.records) == 1
+        with gwt.connect(f"{url}/ws/me") as ws:
+            app.close_all()
+            ws.wait_closed(5)
+            assert ws.close_code == 1001
+        with pytest.raises(gwt.SessionRejected) as refused:
+            gwt.connect(f"{url}/ws/me")
+        assert refused.value.status == 503

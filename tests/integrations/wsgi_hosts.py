@@ -14,6 +14,10 @@ import sys
 from collections.abc import Iterator
 from typing import Any
 
+import gevent
+import gevent.event
+import gevent.socket
+import gevent.ssl
 from gevent.hub import Hub
 
 from gwt.integrations.middleware import WebSocketMiddleware
@@ -43,6 +47,22 @@ def close(ws: Any, code: int) -> None:
     ws.close(code, "why")
 
 
+def spawn(ws: Any) -> None:
+    """Leave greenlets behind, which wait for all kinds of things."""
+    gevent.spawn(gevent.sleep, 0.001)
+    gevent.spawn(gevent.sleep, 1000)
+    gevent.spawn(gevent.event.Event().wait)
+    gevent.spawn(gevent.spawn, gevent.sleep)
+    gevent.spawn(ws.wait_closed)
+    ours, theirs = gevent.socket.socketpair()
+    gevent.spawn(ours.recv, 1)
+    theirs.sendall(b"x")
+    gevent.get_hub().threadpool.apply(int)
+    ws.send(str(gevent.socket.getaddrinfo("127.0.0.1", 80)[0][4]))
+    ours.close()
+    theirs.close()
+
+
 def abort(ws: Any) -> None:
     ws.recv()
     ws.abort()
@@ -50,8 +70,13 @@ def abort(ws: Any) -> None:
 
 def state() -> dict[str, int]:
     gc.collect()
-    hubs = sum(isinstance(each, Hub) and not each.dead for each in gc.get_objects())
-    return {"descriptors": len(os.listdir("/proc/self/fd")), "hubs": hubs}
+    alive = [e for e in gc.get_objects() if isinstance(e, (Hub, gevent.Greenlet)) and not e.dead]
+    hubs = sum(isinstance(each, Hub) for each in alive)
+    return {
+        "descriptors": len(os.listdir("/proc/self/fd")),
+        "hubs": hubs,
+        "greenlets": len(alive) - hubs,
+    }
 
 
 def generator(ws: Any, start_response: Any) -> Iterator[bytes]:
@@ -110,6 +135,7 @@ application = WebSocketMiddleware(
         "/endless": endless,
         "/close/<int:code>": close,
         "/abort": abort,
+        "/spawn": spawn,
     },
     subprotocols=["tea"],
 )
@@ -117,8 +143,6 @@ application = WebSocketMiddleware(
 
 def main(kind: str, descriptor: int, *files: str) -> None:
     if kind == "pywsgi":
-        import gevent.socket
-        import gevent.ssl
         from gevent.pywsgi import WSGIServer
 
         options: dict[str, Any] = {}
