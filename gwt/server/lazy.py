@@ -8,7 +8,9 @@ server has: gwt's own, pywsgi's, gunicorn's.
 
 from __future__ import annotations
 
+import socket as _stdlib_socket
 from collections.abc import Callable, Iterable
+from contextlib import suppress
 from typing import Any
 
 from gevent.pywsgi import WSGIHandler
@@ -20,6 +22,7 @@ from ..websocket import WebSocket
 from ..websocket_lazy import LazyWebSocket, phrase, refusal
 from .gate import Gate
 from .lend import read_ahead, run_with
+from .rawsocket import Loan
 
 __all__ = ["LazyHandler"]
 
@@ -44,6 +47,8 @@ class LazyHandler(WSGIHandler):  # type: ignore[misc]
 
     socket: Any
     environ: Any
+    status: bytes | None
+    headers_sent: bool
 
     def run_application(self) -> None:
         if "websocket" in self.headers.get("Upgrade", "").lower():
@@ -77,9 +82,13 @@ class LazyHandler(WSGIHandler):  # type: ignore[misc]
         websocket = LazyWebSocket(self, asked, request, gate.config, self.environ)
         self.environ["wsgi.websocket"] = websocket
         self.environ["wsgi.websocket_version"] = websocket.version
+        loan = Loan(self.socket, self.rfile, self.lend, self.drain)
+        self.environ["wsgi.input"] = loan
         try:
             self.run_for(websocket)
+            loan.linger()
         finally:
+            loan.end()
             # The environ holds the WebSocket, and is held by it.
             self.environ.pop("wsgi.websocket", None)
 
@@ -98,16 +107,44 @@ class LazyHandler(WSGIHandler):  # type: ignore[misc]
         self.gate.enter(websocket)
 
     def take(self) -> tuple[Any, bytes]:
-        sock, file = self.socket, self.rfile
-        early = read_ahead(sock, file)
-        file.close()
-        # For pywsgi the response is done, and the connection is over.
-        self.status, self._orig_status, self.code = b"101", "101 Switching Protocols", 101
-        self.headers_sent = self.answered = True
-        self.close_connection = self.upgraded = True
-        self.response_use_chunked = False
+        sock = self.socket
+        early = read_ahead(sock, self.rfile)
+        self.rfile.close()
+        self.leave("101 Switching Protocols")
+        self.upgraded = True
         self.socket = None
         return sock, early
+
+    def drain(self) -> bytes:
+        """Return what was read behind the request, without waiting."""
+        try:
+            return read_ahead(self.socket, self.rfile)
+        finally:
+            self.socket.setblocking(True)
+
+    def lend(self, data: Any) -> None:
+        """Leave the socket to the application, which answers the request on it with `data`."""
+        if self.upgraded:
+            raise RuntimeError("The WebSocket was accepted: its socket cannot be used beside it.")
+        head = bytes(memoryview(data).cast("B")[:12])
+        status = head[9:].decode() if head.startswith(b"HTTP/1.1 ") and head[9:].isdigit() else ""
+        self.leave(f"{status or '101'} on the application's socket")
+        interval, timeout = self.gate.config.ping_interval, self.gate.config.ping_timeout
+        if interval and timeout:
+            # A peer that takes nothing is given up when unanswered pings would have shown it.
+            limit = int((interval + timeout) * 1000)
+            with suppress(OSError):
+                self.socket.setsockopt(
+                    _stdlib_socket.IPPROTO_TCP, _stdlib_socket.TCP_USER_TIMEOUT, limit
+                )
+
+    def leave(self, status: str) -> None:
+        """For pywsgi the response is done, and the connection is over."""
+        if not self.headers_sent:
+            self._orig_status, self.code = status, int(status[:3])
+            self.status = status[:3].encode()
+        self.headers_sent = self.answered = self.close_connection = True
+        self.response_use_chunked = False
 
     def refuse(self, answer: Refusal) -> None:
         headers = [each for each in answer.headers if each[0].lower() not in _OURS]
@@ -122,7 +159,7 @@ class LazyHandler(WSGIHandler):  # type: ignore[misc]
         self, status: str, headers: Iterable[tuple[str, str]], exc_info: Any = None
     ) -> Callable[[bytes], object]:
         if self.answered:
-            self.failed = self.upgraded and status.startswith("5")
+            self.failed = self.failed or status.startswith("5")
             return self.write
         write: Callable[[bytes], object] = super().start_response(status, headers, exc_info)
         return write
