@@ -52,6 +52,7 @@ class WebSocket(Driver):
         "_reading",
         "_skipping",
         "_thread",
+        "_told",
         "id",
         "local_address",
         "remote_address",
@@ -76,6 +77,9 @@ class WebSocket(Driver):
         self.local_address = connection.local_address
         self._thread = native_thread()
         self._reading = ReadGuard("WebSocket")
+
+        # Whether receive() has returned None for the end.
+        self._told = False
 
         # Whether the rest of a message that recv_streaming() left is on its way.
         self._skipping = False
@@ -266,10 +270,19 @@ class WebSocket(Driver):
             yield message
 
     def receive(self, timeout: float | None = None) -> str | bytes | None:
-        """Return the next message, or None at the end or after `timeout`; for old code."""
+        """
+        Return the next message, or None at the end or after `timeout`; for old code.
+
+        The end is None once, and then WebSocketClosed: a loop that overlooks it does not go on.
+        """
         try:
             return self.recv(timeout)
-        except (WebSocketClosed, TimeoutError):
+        except TimeoutError:
+            return None
+        except WebSocketClosed:
+            if self._told:
+                raise
+            self._told = True
             return None
 
     # Sending

@@ -71,6 +71,7 @@ class LazyWebSocket(WebSocket):
         self._held = False
         self._error = None
         self._end_callbacks = []
+        self._told = False
 
         # None once the request has been answered.
         self._host: Host | None = host

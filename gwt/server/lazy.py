@@ -36,6 +36,8 @@ class LazyHandler(WSGIHandler):  # type: ignore[misc]
     # Who may open one; set by whoever uses the class.
     gate: Gate
 
+    websocket_class: type[LazyWebSocket] = LazyWebSocket
+
     # The socket is a WebSocket's, and not pywsgi's any more.
     upgraded = False
 
@@ -79,7 +81,7 @@ class LazyHandler(WSGIHandler):  # type: ignore[misc]
             gate.counters["websockets_rejected"] += 1
             self.refuse(refusal(exc))
             return
-        websocket = LazyWebSocket(self, asked, request, gate.config, self.environ)
+        websocket = self.websocket_class(self, asked, request, gate.config, self.environ)
         self.environ["wsgi.websocket"] = websocket
         self.environ["wsgi.websocket_version"] = websocket.version
         loan = Loan(self.socket, self.rfile, self.lend, self.drain)

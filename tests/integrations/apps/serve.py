@@ -14,10 +14,11 @@ from gevent.pywsgi import WSGIServer  # noqa: E402
 
 from gwt.integrations.pywsgi import WebSocketHandler  # noqa: E402
 
-module, _, attribute = sys.argv[1].partition(":")
-app = getattr(importlib.import_module(module), attribute)
+name, _, attribute = sys.argv[1].partition(":")
+module = importlib.import_module(name)
+app = getattr(module, attribute)
 options = {"certfile": sys.argv[2], "keyfile": sys.argv[3]} if len(sys.argv) > 2 else {}
-handler = getattr(app, "handler_class", WebSocketHandler)
+handler = getattr(module, "handler_class", WebSocketHandler)
 server = WSGIServer(("127.0.0.1", 0), app, handler_class=handler, spawn=Pool(), **options)
 server.start()
 gevent.signal_handler(signal.SIGTERM, server.stop, 1)
