@@ -9,7 +9,6 @@ client/websocket.py.
 
 from __future__ import annotations
 
-import itertools
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from types import TracebackType
@@ -24,17 +23,22 @@ from .protocol.wsevents import Fragment
 from .protocol.wshandshake import Agreement
 from .request import Request
 from .states import WebSocketState
-from .websocket_common import Acknowledgement, closing_error, old_environ
+from .websocket_common import (
+    Acknowledgement,
+    Data,
+    closing_error,
+    is_buffer,
+    new_id,
+    old_environ,
+    protocol_on,
+    typed,
+)
 from .websocket_driver import Driver
 
-__all__ = ["WebSocket", "new_id", "protocol_of", "watch_over"]
-
-Data = str | bytes | bytearray | memoryview
+__all__ = ["WebSocket"]
 
 # Bytes that wait for the socket above which a writer waits.
 _HIGH_WATER = 64 * 1024
-
-_ids = itertools.count(1)
 
 
 class WebSocket(Driver):
@@ -98,8 +102,7 @@ class WebSocket(Driver):
         is_client: bool,
     ) -> Self:
         """Make one on a connection behind its handshake; start() lets it read. Does not wait."""
-        watch_over(connection, config)
-        protocol = protocol_of(agreement, config, is_client=is_client)
+        protocol = protocol_on(connection, agreement, config, is_client=is_client)
         return cls(connection, protocol, request, max_queue=config.max_queue)
 
     def __repr__(self) -> str:
@@ -321,8 +324,8 @@ class WebSocket(Driver):
             if text is not None:
                 raise TypeError("binary and text were both given.")
             text = not binary
-        if isinstance(message, (str, bytes, bytearray, memoryview)) or _is_buffer(message):
-            data = _typed(message, text)
+        if isinstance(message, (str, bytes, bytearray, memoryview)) or is_buffer(message):
+            data = typed(message, text)
             self._wait_turn(Deadline(timeout) if timeout is not None else None)
             self._protocol.send(data)
             self._flush()
@@ -345,7 +348,7 @@ class WebSocket(Driver):
         kind: bool | None = None
         try:
             for piece in pieces:
-                data = _typed(piece, text)
+                data = typed(piece, text)
                 first = kind is None
                 if kind is None:
                     kind = isinstance(data, str)
@@ -464,49 +467,3 @@ class WebSocket(Driver):
             self.close(1011 if not issubclass(kind, WebSocketClosed) else 1000)
         else:
             self.abort()
-
-
-def new_id() -> str:
-    """Return an id that no other WebSocket of the process has."""
-    return f"websocket-{next(_ids)}"
-
-
-def watch_over(connection: TcpConnection, config: ClientConfig | ServerConfig) -> None:
-    """Let TCP notice that a peer is gone, while its pongs are not looked for: in time with them."""
-    if config.ping_interval is not None and config.ping_timeout is not None:
-        connection.give_up_after(config.ping_interval + config.ping_timeout)
-
-
-def protocol_of(
-    agreement: Agreement, config: ClientConfig | ServerConfig, *, is_client: bool
-) -> WebSocketProtocol:
-    """Return the state machine of a WebSocket whose handshake is done."""
-    return WebSocketProtocol(
-        is_client,
-        agreement=agreement,
-        max_size=config.max_size,
-        ping_interval=config.ping_interval,
-        ping_timeout=config.ping_timeout,
-        close_timeout=config.websocket_close_timeout,
-        compression=config.compression,
-        now=time.monotonic(),
-    )
-
-
-def _typed(message: Any, text: bool | None) -> str | bytes:
-    """Return a message as str, which goes as text, or bytes, which go as binary."""
-    if isinstance(message, str):
-        return message.encode() if text is False else message
-    if not isinstance(message, (bytes, bytearray, memoryview)) and not _is_buffer(message):
-        raise TypeError(f"A message is text or bytes, not {type(message).__name__}.")
-    data = message if type(message) is bytes else bytes(message)
-    return data.decode() if text else data
-
-
-def _is_buffer(message: object) -> bool:
-    """Whether something is bytes-like though it is none of the usual types: an array, a map."""
-    try:
-        memoryview(message)  # type: ignore[arg-type]
-    except TypeError:
-        return False
-    return True

@@ -1,20 +1,38 @@
 """
-What a WebSocket hands out beside messages: the event of a ping, errors, the environ of old code.
+What a WebSocket is made of, and what it hands out beside messages: pings, errors, old environs.
 
 Nothing here waits but Acknowledgement.wait().
 """
 
 from __future__ import annotations
 
+import itertools
+import time
 from typing import Any
 
 from gevent.event import Event
 
+from .config import ClientConfig, ServerConfig
 from .errors import WebSocketClosed
+from .net.tcp import TcpConnection
 from .protocol.websocket import WebSocketProtocol
+from .protocol.wshandshake import Agreement
 from .request import Request
 
-__all__ = ["Acknowledgement", "closing_error", "old_environ"]
+__all__ = [
+    "Acknowledgement",
+    "Data",
+    "closing_error",
+    "is_buffer",
+    "new_id",
+    "old_environ",
+    "protocol_on",
+    "typed",
+]
+
+Data = str | bytes | bytearray | memoryview
+
+_ids = itertools.count(1)
 
 
 class Acknowledgement(Event):  # type: ignore[misc]
@@ -70,3 +88,50 @@ def old_environ(request: Request) -> dict[str, Any]:
     for name, value in request.headers.items():
         environ["HTTP_" + name.upper().replace("-", "_")] = value
     return environ
+
+
+def new_id() -> str:
+    """Return an id that no other WebSocket of the process has."""
+    return f"websocket-{next(_ids)}"
+
+
+def protocol_on(
+    connection: TcpConnection,
+    agreement: Agreement,
+    config: ClientConfig | ServerConfig,
+    *,
+    is_client: bool,
+) -> WebSocketProtocol:
+    """Return the state machine of a WebSocket whose handshake is done on a connection."""
+    if config.ping_interval is not None and config.ping_timeout is not None:
+        # A peer that is held back, or dead, while we do not look for its pongs.
+        connection.give_up_after(config.ping_interval + config.ping_timeout)
+    return WebSocketProtocol(
+        is_client,
+        agreement=agreement,
+        max_size=config.max_size,
+        ping_interval=config.ping_interval,
+        ping_timeout=config.ping_timeout,
+        close_timeout=config.websocket_close_timeout,
+        compression=config.compression,
+        now=time.monotonic(),
+    )
+
+
+def typed(message: Any, text: bool | None) -> str | bytes:
+    """Return a message as str, which goes as text, or bytes, which go as binary."""
+    if isinstance(message, str):
+        return message.encode() if text is False else message
+    if not isinstance(message, (bytes, bytearray, memoryview)) and not is_buffer(message):
+        raise TypeError(f"A message is text or bytes, not {type(message).__name__}.")
+    data = message if type(message) is bytes else bytes(message)
+    return data.decode() if text else data
+
+
+def is_buffer(message: object) -> bool:
+    """Whether something is bytes-like though it is none of the usual types: an array, a map."""
+    try:
+        memoryview(message)  # type: ignore[arg-type]
+    except TypeError:
+        return False
+    return True

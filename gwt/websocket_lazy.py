@@ -21,8 +21,8 @@ from .net.waiting import ReadGuard, native_thread
 from .protocol.wshandshake import Refusal, UpgradeRequest, accept_upgrade
 from .request import Request
 from .states import WebSocketState
-from .websocket import Data, WebSocket, new_id, protocol_of, watch_over
-from .websocket_common import Acknowledgement
+from .websocket import WebSocket
+from .websocket_common import Acknowledgement, Data, new_id, protocol_on
 
 __all__ = ["Host", "LazyWebSocket", "phrase", "refusal"]
 
@@ -132,9 +132,8 @@ class LazyWebSocket(WebSocket):
         connection = TcpConnection(sock)
         self._gone = Event()
         connection.when_closed = self._gone.set
-        watch_over(connection, self._config)
         ident, callbacks = self.id, self._end_callbacks
-        protocol = protocol_of(agreement, self._config, is_client=False)
+        protocol = protocol_on(connection, agreement, self._config, is_client=False)
         super().__init__(connection, protocol, self.request, max_queue=self._config.max_queue)
         self.id, self._end_callbacks = ident, callbacks
         connection.write([answer])
