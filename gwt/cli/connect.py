@@ -133,16 +133,23 @@ def _run_websocket(websocket: gwt.WebSocket, args: argparse.Namespace) -> int:
 
 
 def _messages(websocket: gwt.WebSocket, once: bool, timeout: float) -> None:
-    """Send each line as a message and print what comes back, a line each."""
+    """Send each line as a message, binary if it is no UTF-8; print what comes back, a line each."""
 
     def show(message: str | bytes) -> None:
-        _write((message.encode() if isinstance(message, str) else message) + b"\n")
+        if isinstance(message, str):
+            message = message.encode()
+        elif os.isatty(STDOUT):
+            # Whoever looks on is not to have the terminal set up by it.
+            message = repr(message).encode()
+        _write(message + b"\n")
 
     def send(line: bytes) -> None:
         try:
             websocket.send_text(line)
         except UnicodeDecodeError:
             websocket.send_bytes(line)
+        # Many short lines are not to keep their answers waiting.
+        gevent.sleep(0)
 
     if once:
         for line in _lines(once):
@@ -157,10 +164,12 @@ def _messages(websocket: gwt.WebSocket, once: bool, timeout: float) -> None:
         with suppress(gwt.WebSocketClosed):
             for line in _lines(once):
                 send(line)
+            if os.isatty(STDIN):
+                websocket.close()
 
     sender = gevent.spawn(send_all)
     try:
-        # Until the server closes, or Ctrl-C: the end of our input says nothing about its answers.
+        # Until the server closes, Ctrl-D or Ctrl-C: after the end of a pipe answers still come.
         for message in websocket:
             show(message)
     finally:

@@ -148,7 +148,10 @@ def echo_messages(ws: gwt.WebSocket) -> None:
 
 def close_websocket(ws: gwt.WebSocket, code: int, reason: str = "") -> None:
     """Close with this code and reason; a code that may not be sent closes with 1011."""
-    ws.close(code, reason)
+    try:
+        ws.close(code, reason)
+    except gwt.LocalProtocolError:
+        ws.close(1011, f"code {code} is none to close with")
 
 
 # HTTP

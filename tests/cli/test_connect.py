@@ -14,6 +14,7 @@ import pytest
 from gevent.queue import Queue
 
 import gwt
+from gwt import certificates
 from gwt.cli.demo import make_app
 from tests.helpers import live, spawn
 
@@ -249,13 +250,63 @@ class TestTerminal:
         assert process.stdout.read() == b"one\n"
         assert process.wait(timeout=10) == 0
 
+    def test_ctrl_d_closes_a_websocket(self, start, base, terminal):
+        ours, theirs = terminal
+        process = start("connect", f"{base}/echo", stdin=theirs)
+        os.write(ours, b"one\n")
+        assert process.stdout.readline() == b"one\n"
+        os.write(ours, b"\x04")
+        assert process.wait(timeout=10) == 0
+        assert process.stderr.read() == b""
+
+    def test_binary_messages_are_shown_so_that_they_do_no_harm(self, start, base, terminal):
+        ours, theirs = terminal
+        process = start("connect", f"{base}/echo", stdout=theirs)
+        process.stdin.write("Grüße\n".encode() + b"\x1b[2J\xff\n")
+        process.stdin.flush()
+        shown = b""
+        while shown.count(b"\n") < 2:
+            gevent.socket.wait_read(ours, 10)
+            shown += os.read(ours, 65536)
+        assert shown.split(b"\r\n") == ["Grüße".encode(), rb"b'\x1b[2J\xff'", b""]
+        process.stdin.close()
+        process.send_signal(signal.SIGINT)
+        assert process.wait(timeout=10) == 130
+
+
+@pytest.fixture
+def base(server) -> str:
+    return "ws://{}:{}".format(*server.address)
+
 
 class TestWebSocket:
     """``gwt connect ws://``: a message a line."""
 
-    @pytest.fixture
-    def base(self, server) -> str:
-        return "ws://{}:{}".format(*server.address)
+    def test_whoever_reads_the_output_of_many_lines_may_stop(self, start, base):
+        process = start("connect", f"{base}/echo")
+        # Answers come although there is no end of lines.
+        writing = spawn(process.stdin.write, b"y\n" * 2**20)
+        assert process.stdout.readline() == b"y\n"
+        process.stdout.close()
+        assert process.wait(timeout=10) == 0
+        with pytest.raises(BrokenPipeError):
+            writing.get(timeout=10)
+        assert process.stderr.read() == b""
+
+    def test_certificates_of_wss_are_verified_unless_told_otherwise(self, run, tmp_path):
+        cert, key = certificates.write(tmp_path, certificates.generate())
+        with live.serving(make_app(), certfile=cert, keyfile=key, http3=False) as server:
+            url = "wss://{}:{}/echo".format(*server.address)
+            result = run("connect", url, "--once", input=b"hi\n")
+            assert (result.code, result.stdout) == (1, b"")
+            assert "certificate" in result.error
+            for option in (["--insecure"], ["--cert-hash", server.certificate_hash]):
+                assert run("connect", url, "--once", *option, input=b"hi\n") == (0, b"hi\n", "")
+
+    def test_a_url_that_is_none_names_those_there_are(self, run):
+        result = run("connect", "http://127.0.0.1/")
+        assert result.code == 2
+        assert '"https://" or "wss://" or "ws://" is needed' in result.error
 
     def test_lines_are_messages_that_come_back(self, run, base):
         result = run(
@@ -270,6 +321,7 @@ class TestWebSocket:
         ("path", "options", "code", "text"),
         [
             ("/close/4000/bad", (), 1, "with code 4000: bad."),
+            ("/close/1005", (), 1, "1011: code 1005 is none to close with."),
             ("/nowhere", (), 1, "HTTP status 404."),
             ("/echo", ("--datagrams",), 2, "A WebSocket has no datagrams."),
         ],
