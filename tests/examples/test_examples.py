@@ -1,4 +1,4 @@
-"""Every example runs, and says what it is meant to say; the README shows the two of the echo."""
+"""Every example runs, and says what it is meant to say; the README shows three."""
 
 from __future__ import annotations
 
@@ -9,6 +9,8 @@ from pathlib import Path
 
 import pytest
 from gevent import subprocess
+
+import gwt
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 EXAMPLES = ROOT / "examples"
@@ -53,8 +55,11 @@ def test_every_example_is_short_and_has_a_test():
         assert len(path.read_text().splitlines()) <= MOST_LINES, path
 
 
-@pytest.mark.parametrize(("name", "most"), [("echo_server.py", 15), ("echo_client.py", 10)])
-def test_the_readme_shows_the_two_scripts_as_they_are(name, most):
+@pytest.mark.parametrize(
+    ("name", "most"),
+    [("echo_server.py", 15), ("echo_client.py", 10), ("websocket_server.py", 25)],
+)
+def test_the_readme_shows_its_scripts_as_they_are(name, most):
     script = (EXAMPLES / name).read_text()
     assert len(script.splitlines()) <= most
     assert f"```python\n{script}```\n" in (ROOT / "README.md").read_text()
@@ -67,6 +72,23 @@ def test_the_two_scripts_of_the_readme_work():
             url = f"https://{host}:{port}/echo"
             assert run("echo_client.py", url, certificate_hash) == ["hello"]
             server.send_signal(signal.SIGTERM)
+            out, err = server.communicate()
+        finally:
+            if server.poll() is None:
+                server.kill()
+    assert (server.returncode, out, err) == (0, b"", b"")
+
+
+def test_the_websocket_server_of_the_readme_works():
+    with start("websocket_server.py", "127.0.0.1:0") as server:
+        try:
+            url = "ws://{}:{}/echo/ann".format(*server.stdout.readline().decode().split())
+            with gwt.connect(url, timeout=10) as ws:
+                ws.send("hello")
+                assert [ws.recv(timeout=5) for _ in range(2)] == ["hello, ann", "hello"]
+                server.send_signal(signal.SIGTERM)
+                ws.wait_closed(timeout=10)
+                assert ws.close_code == 1001
             out, err = server.communicate()
         finally:
             if server.poll() is None:
