@@ -306,7 +306,7 @@ class TestWebSocket:
     def test_a_url_that_is_none_names_those_there_are(self, run):
         result = run("connect", "http://127.0.0.1/")
         assert result.code == 2
-        assert '"https://" or "wss://" or "ws://" is needed' in result.error
+        assert '"https://" or "ws://" or "wss://" is needed' in result.error
 
     def test_lines_are_messages_that_come_back(self, run, base):
         result = run(
