@@ -22,6 +22,7 @@ from ..config import ClientConfig, certificate_hash
 from ..errors import ConfigError, HandshakeError, LocalProtocolError, SessionRejected
 from ..net.tcp import TcpConnection
 from ..net.waiting import Deadline
+from ..options import bad
 from ..protocol.wshandshake import ClientHandshake, HandshakeDone, HandshakeFailed, client_request
 from ..request import Request
 from ..version import VERSION
@@ -95,12 +96,8 @@ class _Connecting:
     def __init__(
         self, url: str, config: ClientConfig, cookies: Cookies, max_redirects: int
     ) -> None:
-        if isinstance(max_redirects, bool) or not isinstance(max_redirects, int):
-            raise ConfigError(
-                f"max_redirects must be an integer, not {max_redirects!r}.",
-                field="max_redirects",
-                value=max_redirects,
-            )
+        if type(max_redirects) is not int or max_redirects < 0:
+            raise bad("max_redirects", max_redirects, "an integer of at least 0")
         self.target = parse_url(url, SCHEMES, users=True)
         self.url = url
         self.config = config

@@ -155,7 +155,7 @@ class TestRedirects:
             gwt.connect(base, max_redirects=0)
         assert (caught.value.status, caught.value.headers["location"]) == (302, "/x")
 
-    @pytest.mark.parametrize("limit", [None, True, 1.5, "3"])
+    @pytest.mark.parametrize("limit", [None, True, 1.5, "3", -1])
     def test_have_a_limit_that_is_a_number(self, limit):
         with pytest.raises(gwt.ConfigError):
             gwt.connect("ws://name.test/", max_redirects=limit)
