@@ -319,10 +319,18 @@ class WebSocketClosed(GwtError, OSError):
 
     @staticmethod
     def of(
-        rcvd: tuple[int, str] | None, sent: tuple[int, str] | None, *, remote: bool = True
+        rcvd: tuple[int, str] | None,
+        sent: tuple[int, str] | None,
+        *,
+        remote: bool = True,
+        cause: str = "",
     ) -> WebSocketClosed:
-        """Return the error for an end with these close frames; `remote`: the peer's was first."""
-        code, reason = rcvd or sent or (1006, "")
+        """
+        Return the error for an end with these close frames; `remote`: the peer's was first.
+
+        `cause` says what broke the connection, if neither came.
+        """
+        code, reason = rcvd or sent or (1006, cause)
         if rcvd is None and code in _GOOD_CODES:
             # Asked for, but the peer never agreed.
             code, reason = 1006, "no close frame came back"

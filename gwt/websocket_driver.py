@@ -49,6 +49,7 @@ class Driver:
     __slots__ = (
         "_acknowledgements",
         "_catch_up_until",
+        "_cause",
         "_changed",
         "_clock",
         "_connection",
@@ -112,7 +113,9 @@ class Driver:
         # Pings under way, by payload, in their order.
         self._acknowledgements: dict[bytes, Acknowledgement] = {}
 
-        # Why it ended, and who wants to know; None once they have been told.
+        # Why it ended, and what broke the connection if that did it; who wants to know, None once
+        # they have been told.
+        self._cause = ""
         self._error: WebSocketClosed | None = None
         self._end_callbacks: list[Callable[[Any], None]] | None = []
 
@@ -195,6 +198,9 @@ class Driver:
     def connection_ended(self, error: OSError | None) -> None:
         """Fed from the connection: nothing more comes."""
         self._eof = True
+        self._cause = "the peer ended the connection"
+        if error is not None:
+            self._cause = error.strerror or str(error)
         if error is not None or not self._protocol.pending:
             self._finish()
 
@@ -295,7 +301,7 @@ class Driver:
             return
         rcvd, sent = (event.rcvd, event.sent) if event is not None else (None, None)
         first = event is None or event.rcvd_then_sent
-        self._error = WebSocketClosed.of(rcvd, sent, remote=first)
+        self._error = WebSocketClosed.of(rcvd, sent, remote=first, cause=self._cause)
         self._timer.close()
         if self._more is not None:
             self._more.close()
@@ -340,6 +346,7 @@ class Driver:
             if self._held and self._connection.deserted:
                 if self._deserted:
                     # Nobody has received, and nobody was there, for a whole interval of pings.
+                    self._cause = "the peer is gone"
                     self._finish()
                     return
                 self._deserted = True
