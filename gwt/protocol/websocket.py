@@ -35,6 +35,8 @@ __all__ = [
 MAX_SIZE = 2**20
 # A megabyte in fragments of eight bytes.
 MAX_FRAGMENTS = 2**17
+# What is larger than a read was inflated, which takes as long as many frames: it is told by itself.
+BIG = 2**16
 # Pings of ours that wait for a pong.
 MAX_PINGS = 256
 # What a close frame has room for behind its code.
@@ -172,7 +174,7 @@ class WebSocketProtocol:
 
     def receive_data(self, data: bytes, now: float, limit: int = 64) -> list[Event]:
         """
-        Take bytes that arrived; return what they say, of at most ``limit`` frames.
+        Take bytes that arrived; return what they say, of at most ``limit`` frames, or a large one.
 
         While ``pending`` is set more can be had: call again with ``b""``. Bytes that were given are
         kept until then, so give none before.
@@ -209,6 +211,8 @@ class WebSocketProtocol:
                 self._received(frame, events, now)
                 if self.state == "closed":
                     break
+                if len(frame.payload) > BIG:
+                    limit = 0
             else:
                 self.pending = decoder is None or bool(decoder.buffer.buffer)
         except ParseFailed as error:

@@ -295,6 +295,17 @@ def test_a_bomb_in_fragments():
     assert failure(protocol, give(protocol, frames)) == 1009
 
 
+def test_large_inflated_messages_are_told_one_by_one():
+    # Each takes as long as hundreds of others: who decodes looks at the clock between them.
+    protocol = make(agreement=DEFLATE)
+    frames = compressed(deflated(bytes(2**20))) * 3 + masked(0x81, b"end")
+    assert protocol.receive_data(frames, 0.0) == [Message(bytes(2**20))]
+    for _ in range(2):
+        assert protocol.pending
+        assert protocol.receive_data(b"", 0.0) == [Message(bytes(2**20))]
+    assert protocol.receive_data(b"", 0.0) == [Message("end")]
+
+
 @pytest.mark.parametrize("size", [0, 1, 1000, 65536])
 def test_the_limit_is_that_of_the_inflated_message(size):
     protocol = make(agreement=DEFLATE, max_size=size)
