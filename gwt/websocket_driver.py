@@ -38,7 +38,7 @@ _SHORT_QUEUE = 256
 _UNTAKEN_PONGS = 256
 
 # A timer that is later than this was late because the hub was blocked: what waits in the socket is
-# read first, for at most this long.
+# read first, and an answer waited for, for at most this long.
 _STALL = 0.05
 _MAX_STALL_READING = 1.0
 
@@ -332,14 +332,15 @@ class Driver:
     def _on_timer(self) -> None:
         now = self._clock()
         if now - self._due > _STALL and not self._held:
-            # The hub was blocked: what the peer sent meanwhile goes before any time-out.
+            # The hub was blocked: what the peer sent meanwhile goes before any time-out. One that
+            # was blocked as well, as in the same process, may not have sent it yet.
             if self._catch_up_until is None:
                 self._catch_up_until = now + _MAX_STALL_READING
             waiting = self._protocol.pending or self._connection.read_waiting()
-            if now < self._catch_up_until and waiting:
+            if now < self._catch_up_until and (waiting or self._protocol.waits_for_peer):
                 if self._error is None:
                     self._timer.arm(None)
-                    self._timer.arm(self._due)
+                    self._timer.arm(self._due if waiting else self._catch_up_until)
                 return
         self._catch_up_until = None
         if self._error is None:

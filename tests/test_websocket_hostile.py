@@ -18,7 +18,7 @@ import pytest
 from gevent import monkey, ssl
 
 import gwt
-from gwt import certificates
+from gwt import certificates, websocket_driver
 from gwt.net.waiting import Deadline
 from gwt.protocol.websocket import WebSocketProtocol
 from gwt.protocol.wsframes import encode_frame
@@ -398,6 +398,27 @@ def test_after_a_stall_what_waits_undecoded_counts_too():
         _sleep(0.4)
         eventually(lambda: ws.stats()["messages_unread"] == 3000)
         assert not ws.closed
+
+
+def test_after_a_stall_a_peer_in_the_same_process_can_still_answer():
+    with hostile_server(ping_interval=0.05, ping_timeout=0.1) as (ws, peer):
+        head = peer.sock.recv(65536)
+        ping = bytes(byte ^ head[2 + i] for i, byte in enumerate(head[6:10]))
+        _sleep(0.4)
+        # The time-out is past, and found to be.
+        gevent.sleep(0.01)
+        peer.send(peer.frame(0x8A, ping))
+        eventually(lambda: ws.latency > 0)
+        assert not ws.closed
+
+
+def test_after_a_stall_the_dead_are_still_found(monkeypatch):
+    monkeypatch.setattr(websocket_driver, "_MAX_STALL_READING", 0.1)
+    with hostile_server(ping_interval=0.05, ping_timeout=0.1) as (ws, peer):
+        peer.sock.recv(65536)
+        _sleep(0.4)
+        with pytest.raises(gwt.WebSocketClosedError, match="ping timeout"):
+            ws.recv(timeout=5)
 
 
 class TestClosingMeanwhile:

@@ -384,6 +384,11 @@ class WebSocketProtocol:
         again = self._keepalive is None or self._ping_timeout is None or self._held
         return self._ping_at if again else None
 
+    @property
+    def waits_for_peer(self) -> bool:
+        """Whether what is due next is to give up on a peer."""
+        return self.state == "closing" or (self._pong_by is not None and not self._held)
+
     def on_timer(self, now: float) -> list[Event]:
         """Do what is due: ping, or give up on a peer that does not answer."""
         due = self.next_timer()
