@@ -33,6 +33,9 @@ __all__ = ["Handler", "Server", "Worker"]
 # How long clients may take to answer the close, and applications to notice it.
 _FAREWELL = 3.0
 
+# A close frame of a server with 1001 (RFC 6455 5.5.1).
+_GOING_AWAY = b"\x88\x02\x03\xe9"
+
 
 class Handler(LazyHandler, PyWSGIHandler):  # type: ignore[misc]
     """gunicorn's handler, with its access log and environ, and with WebSockets."""
@@ -64,6 +67,7 @@ class Handler(LazyHandler, PyWSGIHandler):  # type: ignore[misc]
         finally:
             # The greenlet's frames hold the handler.
             del self.greenlet
+            self.worker.lent.discard(self)
             self.worker.count_request()
 
     def log_request(self) -> None:
@@ -76,6 +80,18 @@ class Handler(LazyHandler, PyWSGIHandler):  # type: ignore[misc]
     def enter(self, websocket: WebSocket) -> None:
         super().enter(websocket)
         self.free_place()
+
+    def lend(self, data: Any) -> None:
+        super().lend(data)
+        # An application's own WebSocket; those beyond the limit keep their places.
+        if self.code == 101 and len(self.worker.handlers) < self.gate.config.max_connections:
+            self.free_place()
+            self.worker.lent.add(self)
+
+    def dismiss(self) -> None:
+        """Close an application's own WebSocket; waits for whoever sends on it."""
+        with suppress(OSError), self.environ["wsgi.input"].turn(_GOING_AWAY):
+            self.socket.sendall(_GOING_AWAY)
 
     def free_place(self) -> None:
         """Give the place among the requests to the next one: this is a request no more."""
@@ -123,9 +139,11 @@ class Worker(GeventPyWSGIWorker):  # type: ignore[misc]
         super().__init__(*args, **kwargs)
         self.gate = Gate(self.config)
 
-        # Listening; sockets without a request; the greenlets of WebSockets.
+        # Listening; sockets without a request; those that applications have; the greenlets of
+        # WebSockets.
         self.servers: list[Server] = []
         self.idle: set[Any] = set()
+        self.lent: set[Handler] = set()
         self.handlers = Group()
 
         # Who may say what the scheme was.
@@ -180,6 +198,8 @@ class Worker(GeventPyWSGIWorker):  # type: ignore[misc]
         for server in self.servers:
             server.close()
         self.gate.close_all()
+        for handler in self.lent:
+            gevent.spawn(handler.dismiss)
         for sock in list(self.idle):
             with suppress(OSError):
                 sock.shutdown(_stdlib_socket.SHUT_RD)

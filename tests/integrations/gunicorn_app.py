@@ -9,6 +9,7 @@ import gevent
 import gevent.event
 import gevent.socket
 from flask import Flask, abort, jsonify, request
+from flask_sock import Sock
 
 import gwt
 from gwt.integrations.gunicorn import Worker
@@ -16,6 +17,8 @@ from gwt.integrations.gunicorn import Worker
 __all__ = ["Small", "app"]
 
 app = Flask(__name__)
+
+sock = Sock(app)
 
 ended = gevent.event.Event()
 
@@ -90,6 +93,13 @@ def from_another_greenlet() -> str:
     gevent.spawn(ws.send, "hello").join()
     ws.wait_closed()
     return ""
+
+
+@sock.route("/own")
+def own(ws: Any) -> None:
+    """Speaks WebSocket by itself, on the socket."""
+    ws.send(str(os.getpid()))
+    ws.receive()
 
 
 @app.route("/guarded", websocket=True)

@@ -27,7 +27,7 @@ from gwt import certificates
 from tests.helpers import eventually
 
 pytest.importorskip("gunicorn")
-pytest.importorskip("flask")
+pytest.importorskip("flask_sock")
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -195,7 +195,7 @@ def test_the_access_log_has_a_line_when_a_websocket_ends(gunicorn: Gunicorn) -> 
 def test_websockets_leave_the_places_of_requests_free(gunicorn: Gunicorn) -> None:
     for _ in range(2):
         with ExitStack() as stack:
-            for path in ["/pid", "/from-another-greenlet"] * 5:
+            for path in ["/pid", "/from-another-greenlet", "/own"] * 4:
                 stack.enter_context(gunicorn.connect(path)).recv(5)
             assert gunicorn.get().isdigit()
 
@@ -265,9 +265,10 @@ def test_sigterm_closes_websockets_and_waits_for_requests_only(tmp_path: Path, u
         for stopped, other in ((first, second), (second, first)):
             # Only the other one accepts.
             os.kill(stopped, signal.SIGSTOP)
-            echo, stuck = gunicorn.connect("/pid"), gunicorn.connect("/stuck")
-            assert (echo.recv(5), stuck.recv(5)) == (str(other), "stuck")
-            sockets += [echo, stuck]
+            pid, own, stuck = map(gunicorn.connect, ("/pid", "/own", "/stuck"))
+            assert pid.recv(5) == own.recv(5) == str(other)
+            assert stuck.recv(5) == "stuck"
+            sockets += [pid, own, stuck]
             gunicorn.idle.append(gunicorn.open())
             gunicorn.idle[-1].sendall(b"GET / HTTP/1.1\r\nHost: localhost\r\n\r\n")
             eventually(
@@ -285,7 +286,7 @@ def test_sigterm_closes_websockets_and_waits_for_requests_only(tmp_path: Path, u
     assert errors.count("1 WebSockets did not end") == 2
     assert "Traceback" not in errors + gunicorn.output.read_text()
     assert "graceful timeout" not in errors
-    assert gunicorn.access.read_text().count(" 101 ") == 4
+    assert gunicorn.access.read_text().count(" 101 ") == 6
 
 
 def test_sigterm_waits_for_a_request(tmp_path: Path) -> None:
