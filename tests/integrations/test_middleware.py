@@ -277,12 +277,13 @@ def test_close_codes(host: Host) -> None:
 
 def test_a_handler_that_raises_closes_with_an_error_and_is_logged_once(host: Host) -> None:
     before = host.log.count("KeyError: 'mine'")
-    ws = host.connect("/fail")
-    ws.send("x")
-    with pytest.raises(gwt.WebSocketClosedError) as caught:
-        ws.recv(10)
-    assert caught.value.code == 1011
-    ws.close()
+    for path in ("/fail", "/swallow"):
+        ws = host.connect(path)
+        ws.send("x")
+        with pytest.raises(gwt.WebSocketClosedError) as caught:
+            ws.recv(10)
+        assert caught.value.code == 1011
+        ws.close()
     until(lambda: host.log.count("KeyError: 'mine'") == before + 1)
 
 

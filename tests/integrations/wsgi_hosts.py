@@ -107,6 +107,11 @@ def plain(environ: dict[str, Any], start_response: Any) -> Any:
         # As Flask does for what a view returns.
         start_response("200 OK", [("Content-Length", "7")])
         return [b"ignored"]
+    elif path == "/swallow":
+        ws.recv()
+        # As Flask does for what a view raises.
+        start_response("500 Internal Server Error", [("Content-Length", "5")])
+        return [b"oops!"]
     elif path == "/generator" and ws is not None:
         return generator(ws, start_response)
     elif path == "/slow_page":
