@@ -11,7 +11,6 @@ import logging
 import re
 import sys
 from collections.abc import Callable, Iterable, Mapping
-from importlib import import_module
 from importlib.machinery import ModuleSpec
 from types import ModuleType
 from typing import Any, cast
@@ -264,9 +263,10 @@ def __getattr__(name: str) -> Any:
     if name != "GeventWebSocketWorker":
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     # Only who asks for the worker has gunicorn.
-    gunicorn = import_module(".gunicorn", __package__)
-    handler = type("Handler", (OldHandler, gunicorn.Handler), {})
-    worker = type(name, (gunicorn.Worker,), {"wsgi_handler": handler, "__module__": __name__})
+    from .gunicorn import Handler, Worker
+
+    handler = type("Handler", (OldHandler, Handler), {})
+    worker = type(name, (Worker,), {"wsgi_handler": handler, "__module__": __name__})
     globals()[name] = worker
     return worker
 

@@ -119,6 +119,7 @@ class LazyHandler(WSGIHandler):  # type: ignore[misc]
 
     def drain(self) -> bytes:
         """Return what was read behind the request, without waiting."""
+        self.check_lendable()
         try:
             return read_ahead(self.socket, self.rfile)
         finally:
@@ -126,19 +127,22 @@ class LazyHandler(WSGIHandler):  # type: ignore[misc]
 
     def lend(self, data: Any) -> None:
         """Leave the socket to the application, which answers the request on it with `data`."""
-        if self.upgraded:
-            raise RuntimeError("The WebSocket was accepted: its socket cannot be used beside it.")
+        self.check_lendable()
         head = bytes(memoryview(data).cast("B")[:12])
         status = head[9:].decode() if head.startswith(b"HTTP/1.1 ") and head[9:].isdigit() else ""
         self.leave(f"{status or '101'} on the application's socket")
         interval, timeout = self.gate.config.ping_interval, self.gate.config.ping_timeout
         if interval and timeout:
             # A peer that takes nothing is given up when unanswered pings would have shown it.
-            limit = int((interval + timeout) * 1000)
+            limit = min(int((interval + timeout) * 1000), 2**31 - 1)
             with suppress(OSError):
                 self.socket.setsockopt(
                     _stdlib_socket.IPPROTO_TCP, _stdlib_socket.TCP_USER_TIMEOUT, limit
                 )
+
+    def check_lendable(self) -> None:
+        if self.upgraded:
+            raise RuntimeError("The WebSocket was accepted: its socket cannot be used beside it.")
 
     def leave(self, status: str) -> None:
         """For pywsgi the response is done, and the connection is over."""

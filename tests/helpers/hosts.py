@@ -19,12 +19,14 @@ from gevent import subprocess
 import gwt
 from tests.helpers import eventually
 
-__all__ = ["APPS", "HOSTS", "Host", "everything", "serving"]
+__all__ = ["APPS", "GUNICORN", "HOSTS", "Host", "everything", "serving"]
 
 ROOT = Path(__file__).resolve().parents[2]
 APPS = ROOT / "tests" / "integrations" / "apps"
 
-HOSTS = ["pywsgi", "gwt serve"]
+GUNICORN = "gwt.integrations.gunicorn.Worker"
+
+HOSTS = ["pywsgi", GUNICORN, "gwt serve"]
 
 
 class Host:

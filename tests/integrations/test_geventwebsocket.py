@@ -70,8 +70,11 @@ def page(environ: dict[str, Any], start_response: Callable[..., Any]) -> list[by
     return [b"a page"]
 
 
-def test_an_old_chat_runs_as_it_was_written() -> None:
-    with serving_process("pywsgi", "chat_app:app") as server:
+@pytest.mark.parametrize(
+    "host", ["pywsgi", "gwt.integrations.geventwebsocket.GeventWebSocketWorker"]
+)
+def test_an_old_chat_runs_as_it_was_written(host: str) -> None:
+    with serving_process(host, "chat_app:app") as server:
         with server.connect("/chat") as anna, server.connect("/chat") as bert:
             for ws, name, names in ((anna, "Anna", ["Anna", "nobody"]), (bert, "Bert", None)):
                 ws.send(json.dumps({"type": "name", "name": name}))
