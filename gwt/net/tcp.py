@@ -87,7 +87,7 @@ class TcpConnection:
         "when_closed",
     )
 
-    def __init__(self, sock: Any, receiver: TcpReceiver | None = None) -> None:
+    def __init__(self, sock: Any, receiver: TcpReceiver | None = None, peer: Any = None) -> None:
         sock.setblocking(False)
         with suppress(OSError):
             # Not for Unix sockets, which have no such thing.
@@ -113,7 +113,7 @@ class TcpConnection:
 
         # Bytes that were read in all.
         self.bytes_received = 0
-        self.remote_address = _name(sock.getpeername)
+        self.remote_address = peer or _name(sock.getpeername)
         self.local_address = _name(sock.getsockname)
 
     def __repr__(self) -> str:

@@ -205,6 +205,12 @@ class WebSocketProtocol:
                                 else Message(message)
                             )
                             continue
+                    control = decoder.control()
+                    if control is not None:
+                        self._control(*control, events, now)
+                        if self.state == "closed":
+                            break
+                        continue
                 frame = next(proto.received_frames(), None)
                 if frame is None:
                     break
@@ -233,21 +239,30 @@ class WebSocketProtocol:
     def _received(self, frame: Frame, events: list[Event], now: float) -> None:
         payload = frame.payload
         if isinstance(payload, tuple):
-            self.close_rcvd = int(payload[0]), payload[1]
-            first = self.close_sent is None
-            if first:
-                self._send_close(*self.close_rcvd)
-            events.append(self._closed(rcvd_then_sent=first))
-        elif frame.opcode is Opcode.PING:
-            ping = payload_of(payload)
-            # After our close frame nothing but the peer's counts.
-            if self.state == "open":
-                self._writer.pong(ping)
-            events.append(Ping(ping))
-        elif frame.opcode is Opcode.PONG:
-            self._answered(payload_of(payload), events, now)
+            self._close_came(int(payload[0]), payload[1], events)
+        elif frame.opcode.iscontrol():
+            self._control(frame.opcode, payload_of(payload), events, now)
         else:
             self._data(frame, payload, events)
+
+    def _control(self, opcode: int, payload: bytes, events: list[Event], now: float) -> None:
+        if opcode == Opcode.PING:
+            # After our close frame nothing but the peer's counts.
+            if self.state == "open":
+                self._writer.pong(payload)
+            events.append(Ping(payload))
+        elif opcode == Opcode.PONG:
+            self._answered(payload, events, now)
+        else:
+            code = int.from_bytes(payload[:2], "big") if payload else 1005
+            self._close_came(code, payload[2:].decode(), events)
+
+    def _close_came(self, code: int, reason: str, events: list[Event]) -> None:
+        self.close_rcvd = code, reason
+        first = self.close_sent is None
+        if first:
+            self._send_close(code, reason)
+        events.append(self._closed(rcvd_then_sent=first))
 
     def _data(self, frame: Frame, payload: str | bytes, events: list[Event]) -> None:
         finished = frame.message_finished

@@ -26,39 +26,18 @@ from gevent.pywsgi import WSGIHandler
 from ..config import ServerConfig
 from ..net.timers import now
 from ..observe import Counters
+from .headers import Headers, read_headers
 
 __all__ = ["LimitedHandler"]
 
 logger = logging.getLogger("gwt.server")
 
-# The header of a request, all lines together.
-_MAX_HEADER = 64 * 1024
-
-# RFC 9112 3 and 5.1, RFC 9110 5.5: what a line may be. pywsgi's parser ends a header silently at
-# a line that it does not understand, and takes a CR for the end of one; others do neither.
+# RFC 9112 3: what the first line may be.
 _REQUEST_LINE = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]+ [\x21-\x7e\x80-\xff]+ HTTP/1\.[0-9]\r\n")
-_FIELD_LINE = re.compile(rb"[!#$%&'*+.^_`|~0-9A-Za-z-]+:[\t\x20-\x7e\x80-\xff]*\r\n")
 
 _REQUEST_TIMEOUT = b"HTTP/1.1 408 Request Timeout\r\nConnection: close\r\nContent-Length: 0\r\n\r\n"
 
 _DEFAULTS = ServerConfig()
-
-
-class _Lines:
-    """The lines of one request's header, each well-formed, up to a limit in all."""
-
-    def __init__(self, file: Any) -> None:
-        self._file = file
-        self._left = _MAX_HEADER
-
-    def readline(self, limit: int = -1) -> bytes:
-        line: bytes = self._file.readline(limit)
-        self._left -= len(line)
-        if self._left < 0:
-            raise ValueError("the header is too long")
-        if line != b"\r\n" and not _FIELD_LINE.fullmatch(line):
-            raise ValueError("a line of the header is malformed")
-        return line
 
 
 class _Inflow(io.RawIOBase):
@@ -74,6 +53,7 @@ class _Inflow(io.RawIOBase):
         # Where those look for it who take a connection over from pywsgi.
         self._sock = sock
         self._allowance: float | None = None
+        self._dry = False
         self._grace = self._rate = 0.0
         self._late: Callable[[], None] | None = None
 
@@ -85,10 +65,16 @@ class _Inflow(io.RawIOBase):
         """Expect nothing more."""
         self._allowance = self._late = None
 
+    def dry_up(self) -> None:
+        """Read no more: what is in the buffer before this is all that there is."""
+        self._dry = True
+
     def readable(self) -> bool:
         return True
 
     def readinto(self, buffer: Any) -> int | None:
+        if self._dry:
+            return None
         if self._allowance is None:
             count: int | None = self._raw.readinto(buffer)
             return count
@@ -159,8 +145,8 @@ class LimitedHandler(WSGIHandler):  # type: ignore[misc]
     _given_up = False
 
     def __init__(self, sock: Any, address: Any, server: Any, rfile: Any = None) -> None:
-        super().__init__(sock, address, server, rfile)
-        self.rfile = io.BufferedReader(_Inflow(self.rfile.detach(), sock))
+        raw = sock.makefile("rb", 0) if rfile is None else rfile.detach()
+        super().__init__(sock, address, server, io.BufferedReader(_Inflow(raw, sock)))
         self.config, self.counters = self.limits()
 
     def limits(self) -> tuple[ServerConfig, Counters]:
@@ -202,7 +188,7 @@ class LimitedHandler(WSGIHandler):  # type: ignore[misc]
             raise ValueError("the request line is malformed")
         done = super().read_request(raw_requestline)
         # RFC 9112 3.2.
-        hosts = self.headers.get_all("host") or []
+        hosts = self.headers.get_all("host")
         if len(hosts) > 1 or (not hosts and self.request_version != "HTTP/1.0"):
             raise ValueError("Host must be there once")
         if self.server.full():
@@ -210,15 +196,17 @@ class LimitedHandler(WSGIHandler):  # type: ignore[misc]
             self.close_connection = True
         return done
 
-    def MessageClass(self, file: Any, *args: Any) -> Any:
+    def MessageClass(self, file: Any, *_: Any) -> Headers:
         if not self._first:
             # Between two requests other limits hold than within one.
             self._timeout.close()
             self._timeout = gevent.Timeout.start_new(self.config.request_timeout)
-        headers = super().MessageClass(_Lines(file), *args)
+        # pywsgi's parser ends a header silently at a line that it does not understand, and takes a
+        # CR for the end of one. And it is the standard library's for mail, which takes its time.
+        headers = read_headers(file)
         self._timeout.close()
-        lengths = headers.get_all("content-length") or []
-        codings = headers.get_all("transfer-encoding") or []
+        lengths = headers.get_all("content-length")
+        codings = headers.get_all("transfer-encoding")
         # A request that two parsers could end in two places is how one is smuggled through a
         # proxy (RFC 9112 6.1, 6.3).
         if codings and (

@@ -53,10 +53,14 @@ class LazyHandler(WSGIHandler):  # type: ignore[misc]
     headers_sent: bool
 
     def run_application(self) -> None:
-        if "websocket" in self.headers.get("Upgrade", "").lower():
+        if self.asks_for_websocket():
             self.run_upgrade()
         else:
             super().run_application()
+
+    def asks_for_websocket(self) -> bool:
+        """Return whether the request asks for one, however malformed it is."""
+        return "websocket" in self.headers.get("Upgrade", "").lower()
 
     def run_upgrade(self) -> None:
         """Answer a request that asks for a WebSocket."""

@@ -80,6 +80,9 @@ def read_ahead(sock: Any, file: Any) -> bytes:
     """
     sock.setblocking(False)
     early = b""
+    if hasattr(getattr(file, "raw", None), "dry_up"):
+        # The rest is left to whoever takes the socket, without asking for it in vain.
+        file.raw.dry_up()
     with suppress(OSError):
         # Raises if nothing is there yet.
         early = file.read(len(file.peek())) or b""

@@ -123,7 +123,7 @@ class Door(Gate):
 
     def let_in(self, admitted: _Admitted, sock: Any, early: bytes) -> None:
         """Open a WebSocket on a socket, in a greenlet of its own. Never waits."""
-        connection = TcpConnection(sock)
+        connection = TcpConnection(sock, peer=admitted.request.remote_address)
         websocket = WebSocket.over(
             connection, admitted.agreement, admitted.request, admitted.config, is_client=False
         )
@@ -179,6 +179,14 @@ def _response(answer: Refusal) -> bytes:
     return head.encode() + answer.body
 
 
+class _NoInput:
+    """The body of a request that has none, as pywsgi asks for it when it is done."""
+
+    @staticmethod
+    def _discard() -> None:
+        pass
+
+
 class Handler(LazyHandler, LimitedHandler):
     """One HTTP/1.1 connection, until it ends or becomes a WebSocket."""
 
@@ -190,9 +198,21 @@ class Handler(LazyHandler, LimitedHandler):
         door: Door = self.server.door
         return door
 
+    def get_environ(self) -> Any:
+        if self.asks_for_websocket():
+            # Made if the application is to have it: a route has no use for one.
+            self.wsgi_input = _NoInput
+            return {}
+        return super().get_environ()
+
+    def log_request(self) -> None:
+        # pywsgi would make a line of each request, for a log that the server has not.
+        pass
+
     def run_request(self, asked: UpgradeRequest, request: Request) -> None:
         verdict = self.gate.knock(asked, request)
         if verdict is None:
+            self.environ = super().get_environ()
             super().run_request(asked, request)
         elif isinstance(verdict, Refusal):
             self.refuse(verdict)
