@@ -492,6 +492,16 @@ def test_an_application_that_began_to_answer_cannot_accept() -> None:
     assert not closed
 
 
+def test_a_refusal_has_one_length() -> None:
+    def app(environ: dict[str, Any], start_response: Any) -> list[bytes]:
+        headers = {"Content-Length": "7", "Transfer-Encoding": "chunked", "Connection": "x"}
+        environ["wsgi.websocket"].reject(403, headers, b"no")
+        return []
+
+    expected = ("403 Forbidden", {"Content-Length": "2"}, b"no")
+    assert respond(WebSocketMiddleware(app)) == expected
+
+
 def test_results_of_applications_are_closed() -> None:
     closed = []
 
