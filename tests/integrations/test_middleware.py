@@ -206,6 +206,19 @@ def test_an_application_without_a_route_has_a_lazy_one(host: Host) -> None:
         assert ws.close_code == 1000
 
 
+def test_an_application_may_take_the_socket_itself(host: Host) -> None:
+    if "pywsgi" in host.name:
+        pytest.skip("it has no name for its socket")
+    with host.dial() as sock:
+        sock.sendall(asked("/own"))
+        reply = b""
+        while not reply.endswith(b"\r\n\r\n"):
+            reply += sock.recv(1)
+        sock.sendall(b"hello")
+        assert reply.startswith(b"HTTP/1.1 101 ")
+        assert sock.recv(100) == b"hello"
+
+
 def test_an_application_refuses(host: Host) -> None:
     with pytest.raises(gwt.SessionRejected) as caught:
         host.connect("/401")
