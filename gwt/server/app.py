@@ -174,6 +174,10 @@ class App:
                 # Boundary to user code: the others are called all the same.
                 logger.exception("A function of on_shutdown failed.")
 
+    def serves(self, protocol: str) -> bool:
+        """Return whether there is any route for a protocol."""
+        return any(True for _ in self._maps[protocol].iter_rules())
+
     def match(self, request: Request) -> tuple[Route, dict[str, Any]]:
         """Return who handles a request, and the path's parameters; raises Reject(404)."""
         plain = self._plain.get((request.protocol, request.path))

@@ -11,7 +11,7 @@ import re
 from collections.abc import Iterator
 from typing import Any
 
-__all__ = ["Headers", "read_headers"]
+__all__ = ["WHOLE", "Headers", "fields_of", "read_headers"]
 
 # All lines together, and their number.
 _MAX_BYTES = 64 * 1024
@@ -20,7 +20,9 @@ _MAX_LINES = 100
 # RFC 9110 5.1 and 5.5. No folding, no space before the colon, no bare CR or LF.
 _LINE = rb"[!#$%&'*+.^_`|~0-9A-Za-z-]+:[\t\x20-\x7e\x80-\xff]*\r\n"
 _FIELD_LINE = re.compile(_LINE)
-_WHOLE = re.compile(rb"(?:%s){0,%d}\r\n" % (_LINE, _MAX_LINES))
+
+# A whole header, with its empty line.
+WHOLE = re.compile(rb"(?:%s){0,%d}\r\n" % (_LINE, _MAX_LINES))
 
 
 class Headers:
@@ -73,13 +75,18 @@ class Headers:
 def read_headers(file: Any) -> Headers:
     """Read a header up to its empty line, from a buffered file; raises ValueError. Waits."""
     # Mostly it is there as a whole.
-    whole = _WHOLE.match(file.peek())
+    whole = WHOLE.match(file.peek())
     block: bytes = file.read(whole.end())[:-2] if whole is not None else _read_lines(file)
+    return Headers(fields_of(block))
+
+
+def fields_of(block: bytes) -> list[tuple[str, str]]:
+    """Return the names and values of lines that are well-formed."""
     fields = []
     for line in block.decode("latin-1").split("\r\n")[:-1]:
         name, _, value = line.partition(":")
         fields.append((name, value.strip(" \t")))
-    return Headers(fields)
+    return fields
 
 
 def _read_lines(file: Any) -> bytes:

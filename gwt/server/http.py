@@ -48,8 +48,10 @@ class _Inflow(io.RawIOBase):
     reads slowly costs its peer nothing.
     """
 
-    def __init__(self, raw: Any, sock: Any) -> None:
+    def __init__(self, raw: Any, sock: Any, first: bytes) -> None:
         self._raw = raw
+        # What was read before.
+        self._first = first
         # Where those look for it who take a connection over from pywsgi.
         self._sock = sock
         self._allowance: float | None = None
@@ -73,10 +75,14 @@ class _Inflow(io.RawIOBase):
         return True
 
     def readinto(self, buffer: Any) -> int | None:
+        if self._first:
+            count: int | None = min(len(buffer), len(self._first))
+            buffer[:count], self._first = self._first[:count], self._first[count:]
+            return count
         if self._dry:
             return None
         if self._allowance is None:
-            count: int | None = self._raw.readinto(buffer)
+            count = self._raw.readinto(buffer)
             return count
         if not self._allowance:
             # Its end was told; the rest is not to be read.
@@ -144,9 +150,20 @@ class LimitedHandler(WSGIHandler):  # type: ignore[misc]
     # 408 was sent: what the application still says goes nowhere.
     _given_up = False
 
-    def __init__(self, sock: Any, address: Any, server: Any, rfile: Any = None) -> None:
+    def __init__(
+        self,
+        sock: Any,
+        address: Any,
+        server: Any,
+        rfile: Any = None,
+        *,
+        first: bytes = b"",
+        spent: float = 0.0,
+    ) -> None:
         raw = sock.makefile("rb", 0) if rfile is None else rfile.detach()
-        super().__init__(sock, address, server, io.BufferedReader(_Inflow(raw, sock)))
+        super().__init__(sock, address, server, io.BufferedReader(_Inflow(raw, sock, first)))
+        # Seconds that the first bytes took.
+        self._spent = spent
         self.config, self.counters = self.limits()
 
     def limits(self) -> tuple[ServerConfig, Counters]:
@@ -166,7 +183,9 @@ class LimitedHandler(WSGIHandler):  # type: ignore[misc]
         # The first request has the time of a header only: the peer connected to say something.
         self._first = self.requestline is None
         self._timeout = gevent.Timeout.start_new(
-            self.config.request_timeout if self._first else self.config.http_keep_alive_timeout
+            max(0.0, self.config.request_timeout - self._spent)
+            if self._first
+            else self.config.http_keep_alive_timeout
         )
         try:
             return super().handle_one_request()
