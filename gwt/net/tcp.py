@@ -319,16 +319,20 @@ class TcpConnection:
 
     # The end
 
-    def close(self) -> None:
+    def close(self, *, done: bool = False) -> None:
         """
         Send what is queued, then end; returns at once. Everything that still comes is discarded.
 
-        The socket is closed when the peer has ended too, at most a second later.
+        The socket is closed when the peer has ended too, at most a second later; or at once, if
+        the peer is known to send nothing more (`done`) and everything was taken.
         """
         if self._closing or self._sock is None:
             return
         self._closing = True
         self._receiver = None
+        if done and not self.queued and not self._tls:
+            self._close()
+            return
         self._linger = Timer(self._close)
         self._linger.arm(now() + _LINGER)
         self.resume()

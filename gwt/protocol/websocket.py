@@ -88,6 +88,7 @@ class WebSocketProtocol:
         "close_rcvd",
         "close_sent",
         "fragments",
+        "is_client",
         "latency",
         "pending",
         "state",
@@ -108,6 +109,7 @@ class WebSocketProtocol:
         now: float,
     ) -> None:
         agreement = agreement or Agreement()
+        self.is_client = is_client
         self.state = "open"
         self.subprotocol = agreement.subprotocol
         self.close_rcvd: tuple[int, str] | None = None
