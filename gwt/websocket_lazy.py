@@ -160,10 +160,18 @@ class LazyWebSocket(WebSocket):
         self._refused(host, answer)
 
     def _refused(self, host: Host, answer: Refusal) -> None:
-        reason = f"refused with HTTP status {answer.status}"
+        self._never(f"refused with HTTP status {answer.status}")
+        host.refuse(answer)
+
+    def expire(self) -> None:
+        """The request is over. Whoever still has the WebSocket must not take the next one's."""
+        if self._host is not None:
+            self._host = None
+            self._never("its request was answered without it")
+
+    def _never(self, reason: str) -> None:
         self._error = WebSocketClosedError(1006, reason, remote=False)
         self._tell_end()
-        host.refuse(answer)
 
     def _open(self) -> None:
         if self._host is not None:

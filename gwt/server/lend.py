@@ -64,6 +64,7 @@ def run_with(
                 websocket.close()
         return result
     finally:
+        websocket.expire()
         if websocket.accepted and not websocket.closed:
             # Killed: the server stops.
             websocket.begin_close(GOING_AWAY, "The server is stopping")

@@ -306,6 +306,36 @@ def test_it_can_be_refused(how: str) -> None:
     assert " 403 " in where.log.getvalue()
 
 
+def test_one_that_was_not_used_does_not_take_the_next_request(serve: Any) -> None:
+    kept: list[Any] = []
+    ended: list[Any] = []
+    errors: list[str] = []
+
+    def app(environ: dict[str, Any], start_response: Any) -> list[bytes]:
+        if not kept:
+            kept.append(environ["wsgi.websocket"])
+            kept[0].on_end(ended.append)
+        else:
+            ws = kept[0]
+            for use in (ws.accept, ws.recv, lambda: ws.send("x"), ws.ping, lambda: next(iter(ws))):
+                with pytest.raises(gwt.WebSocketClosedError, match="answered without it") as caught:
+                    use()
+                errors.append(str(caught.value))
+            with pytest.raises(RuntimeError, match="answered already"):
+                ws.reject(403)
+            ws.close()
+            assert ws.closed and ws.state is WebSocketState.CLOSED and ws.close_code == 1006
+        start_response("401 Unauthorized", [("Content-Length", "0")])
+        return []
+
+    with serve(app) as where:
+        for _ in range(2):
+            with pytest.raises(gwt.SessionRejected) as caught:
+                connect(where)
+            assert caught.value.status == 401
+    assert ended == kept and len(errors) == 5
+
+
 def test_a_status_that_is_none_is_refused_before_anything_is_sent() -> None:
     def app(environ: dict[str, Any], start_response: Any) -> list[bytes]:
         for status in (200, 101, 600):
