@@ -149,8 +149,8 @@ class LazyWebSocket(WebSocket):
         Refuse the WebSocket with an HTTP status of 300 to 599, headers and a body.
 
         Waits until the network has taken the answer. What is done with it afterwards raises
-        WebSocketClosedError. Raises ConfigError for a status below 300 or above 599, RuntimeError
-        if it was accepted or refused before.
+        WebSocketClosedError. Raises ConfigError for a status below 300 or above 599, or a header
+        that cannot be sent, before anything is; RuntimeError if it was accepted or refused before.
         """
         self._check_thread()
         answer = refusal(Reject(status, headers, body))

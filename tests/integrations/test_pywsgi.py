@@ -336,16 +336,20 @@ def test_one_that_was_not_used_does_not_take_the_next_request(serve: Any) -> Non
     assert ended == kept and len(errors) == 5
 
 
-def test_a_status_that_is_none_is_refused_before_anything_is_sent() -> None:
+def test_what_cannot_be_an_answer_is_refused_before_anything_is_sent() -> None:
     def app(environ: dict[str, Any], start_response: Any) -> list[bytes]:
         for status in (200, 101, 600):
             with pytest.raises(gwt.ConfigError):
                 environ["wsgi.websocket"].reject(status)
-        environ["wsgi.websocket"].reject(404)
+        for header in (("X", "a\r\nSet-Cookie: b"), ("X Y", "a"), ("X", "\u20ac"), ("", "a")):
+            with pytest.raises(gwt.ConfigError, match="cannot be sent"):
+                environ["wsgi.websocket"].reject(403, [header])
+        environ["wsgi.websocket"].reject(404, {"Retry-After": 5})
         return []
 
     with serving(app) as where:
-        assert told(where, asked()).startswith(b"HTTP/1.1 404 ")
+        reply = told(where, asked())
+    assert reply.startswith(b"HTTP/1.1 404 ") and b"\r\nRetry-After: 5\r\n" in reply
 
 
 @pytest.mark.parametrize(
