@@ -32,7 +32,6 @@ from ..protocol.events import SessionRequested
 from ..request import Request
 from ..session import WebTransportSession
 from ..stream_common import CONFIGURED
-from .access import host_allowed, origin_allowed
 from .app import App, Route
 from .binding import Bound, bind_both, parse_bind
 from .listener import QuicListener
@@ -383,10 +382,8 @@ class Server:
         try:
             route, params = self.app.match(request)
             config = route.config(self.config)
-            if not host_allowed(request.authority, config.allowed_hosts):
-                raise Reject(421)
-            if not origin_allowed(request.origin, request.authority, config.origins):
-                raise Reject(403)
+            assert self._door is not None
+            self._door.admit(request, config)
             self.app.admit(request)
             self.sessions.add_session(session)
         except Reject as exc:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from contextlib import ExitStack
 
 import gevent.socket
@@ -91,6 +92,20 @@ def test_of_subprotocols_the_servers_best_is_chosen(server, path, offered, chose
 )
 def test_pages_of_other_origins_are_refused_unless_listed(server, path, host, origin, status):
     assert ask(server, path, f"Origin: {origin}", host=host)[0] == status
+
+
+def test_why_a_page_is_refused_is_said_to_it_and_in_the_log_but_not_for_ever(server, caplog):
+    caplog.set_level(logging.WARNING, "gwt.server")
+    why = "A page of 'https://shop.test' may not connect to 'app:8000': see origins."
+    for _ in range(20):
+        with gevent.socket.create_connection(server.address, timeout=5) as sock:
+            sock.sendall(request("/ws", "Origin: https://shop.test", host="app:8000"))
+            reply = b"".join(iter(lambda s=sock: s.recv(65536), b"")).decode()
+        first, _, body = reply.partition("\r\n\r\n")
+        assert first.startswith("HTTP/1.1 403 ") and "\r\nContent-Type: text/plain" in first
+        assert body == f"{why}\n"
+    assert 1 <= len(caplog.messages) <= 5
+    assert set(caplog.messages) == {f"Refused with status 403: {why}"}
 
 
 def test_middleware_does_not_say_how_long_its_body_is():
