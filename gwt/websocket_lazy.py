@@ -218,11 +218,11 @@ class LazyWebSocket(WebSocket):
         elif self._gone is not None:
             super().close(code, reason, timeout=timeout)
 
-    def begin_close(self, code: int = 1000, reason: str = "") -> None:
+    def begin_close(self, code: int = 1000, reason: str = "", within: float | None = None) -> None:
         if self._host is not None:
             self.reject(403)
         elif self._gone is not None:
-            super().begin_close(code, reason)
+            super().begin_close(code, reason, within)
 
     def abort(self) -> None:
         if self._host is not None:

@@ -24,14 +24,11 @@ except ImportError as exc:
 
 from ..config import ServerConfig
 from ..net.waiting import Deadline
-from ..server.gate import Gate
+from ..server.gate import FAREWELL, Gate
 from ..server.lazy import LazyHandler
 from ..websocket import WebSocket
 
 __all__ = ["Handler", "Server", "Worker"]
-
-# How long clients may take to answer the close, and applications to notice it.
-_FAREWELL = 3.0
 
 # A close frame of a server with 1001 (RFC 6455 5.5.1).
 _GOING_AWAY = b"\x88\x02\x03\xe9"
@@ -193,7 +190,8 @@ class Worker(GeventPyWSGIWorker):  # type: ignore[misc]
         """Accept nothing more, close the WebSockets, and let idle connections go; never waits."""
         if self.leaving is not None:
             return
-        self.leaving = Deadline(min(_FAREWELL, self.cfg.graceful_timeout))
+        # Applications have as long to notice it as clients have to answer.
+        self.leaving = Deadline(min(FAREWELL, self.cfg.graceful_timeout))
         self.alive = False
         for server in self.servers:
             server.close()

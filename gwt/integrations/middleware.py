@@ -23,7 +23,7 @@ from ..config import ServerConfig
 from ..errors import ConfigError, Reject
 from ..protocol.wshandshake import Refusal
 from ..server.app import App
-from ..server.gate import GOING_AWAY, Gate
+from ..server.gate import FAREWELL, GOING_AWAY, Gate
 from ..server.lend import run_with
 from ..websocket import WebSocket
 from ..websocket_lazy import LazyWebSocket, phrase, refusal
@@ -211,7 +211,7 @@ class _Gate(Gate):
         self.stopping = True
         with self._lock:
             for websocket, loop in list(self._loops.items()):
-                loop.run_callback_threadsafe(websocket.begin_close, code, reason)
+                loop.run_callback_threadsafe(websocket.begin_close, code, reason, FAREWELL)
 
     def destroy(self, hub: Any) -> None:
         """Free this thread's hub, with its loop and descriptors."""

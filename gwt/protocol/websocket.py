@@ -351,9 +351,12 @@ class WebSocketProtocol:
         self._writer.control(0x89, payload)
         return payload
 
-    def close(self, code: int = 1000, reason: str = "", *, now: float) -> None:
+    def close(
+        self, code: int = 1000, reason: str = "", *, now: float, within: float | None = None
+    ) -> None:
         """
-        Begin to close: the peer has ``close_timeout`` seconds to answer. Later calls do nothing.
+        Begin to close: the peer has ``close_timeout`` seconds to answer, or `within` if that is
+        less. Later calls do nothing.
 
         A reason longer than 123 bytes is cut. LocalProtocolError: a code that may not be sent.
         """
@@ -363,8 +366,9 @@ class WebSocketProtocol:
             return
         self._send_close(code, reason)
         self.state = "closing"
-        if self._close_timeout is not None:
-            self._close_by = now + self._close_timeout
+        limits = [limit for limit in (self._close_timeout, within) if limit is not None]
+        if limits:
+            self._close_by = now + min(limits)
 
     def fail(self, code: int, reason: str, now: float) -> list[Event]:
         """

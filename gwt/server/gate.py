@@ -20,9 +20,12 @@ from ..request import Request
 from ..websocket import WebSocket
 from .access import host_allowed, origin_allowed
 
-__all__ = ["GOING_AWAY", "INTERNAL_ERROR", "Gate"]
+__all__ = ["FAREWELL", "GOING_AWAY", "INTERNAL_ERROR", "Gate"]
 
 logger = logging.getLogger("gwt.server")
+
+# How long clients have to answer the close of a server that stops.
+FAREWELL = 3.0
 
 GOING_AWAY = 1001
 INTERNAL_ERROR = 1011
@@ -71,10 +74,14 @@ class Gate:
         websocket.on_end(self.open.discard)
 
     def close_all(self, code: int = GOING_AWAY, reason: str = "The server is stopping") -> None:
-        """Admit nobody more, and send a close frame to all; does not wait for their answers."""
+        """
+        Admit nobody more, and send a close frame to all. Does not wait for their answers.
+
+        They have 3 s, or their close_timeout if that is less; then they are given up.
+        """
         self.stopping = True
         for websocket in list(self.open):
-            websocket.begin_close(code, reason)
+            websocket.begin_close(code, reason, FAREWELL)
 
 
 def _shown(text: str | None) -> str:

@@ -183,8 +183,9 @@ class Server:
         Stop: no newcomers, DRAIN to every session, and the end once what is under way is done.
 
         A session without open streams is closed at once, losing nothing that was written; the
-        others have `timeout` seconds: stop_timeout unless given, None is no limit. Handlers that
-        are not done by then are killed.
+        others have `timeout` seconds: stop_timeout unless given, None is no limit. Clients of
+        WebSockets are told 1001 at once, and have 3 s to answer. Handlers that are not done when
+        the time is up are killed.
         """
         if not self._started:
             return

@@ -473,6 +473,14 @@ class TestClosing:
         assert protocol.on_timer(8.0) == [Closed(None, (1000, ""), False)]
         assert protocol.next_timer() is None
 
+    @pytest.mark.parametrize(
+        ("usual", "within", "due"), [(3.0, 1.0, 6.0), (1.0, 3.0, 6.0), (None, 1.0, 6.0)]
+    )
+    def test_less_time_for_the_answer(self, usual, within, due):
+        protocol = make(close_timeout=usual)
+        protocol.close(now=5.0, within=within)
+        assert protocol.next_timer() == due
+
     def test_no_limit_to_the_answer(self):
         protocol = make(close_timeout=None)
         protocol.close(now=5.0)

@@ -9,6 +9,7 @@ import gevent.socket
 import pytest
 
 import gwt
+from gwt.server import gate
 from tests.helpers import eventually
 
 
@@ -157,3 +158,23 @@ def test_those_that_never_answer_do_not_hold_up_the_end():
             while more := sock.recv(2**20):
                 last = (last + more)[-40:]
             assert last.endswith(b"\x03\xe9The server is stopping")
+
+
+def test_one_that_never_answers_is_given_up_long_before_the_others(monkeypatch):
+    monkeypatch.setattr(gate, "FAREWELL", 0.05)
+    app = gwt.App()
+    ends = []
+
+    @app.websocket("/ws")
+    def handler(ws):
+        with pytest.raises(gwt.WebSocketClosedError, match="no close frame came back") as caught:
+            ws.recv()
+        ends.append(caught.value.sent)
+
+    with gwt.Server(app, "127.0.0.1:0", http3=False) as server, ExitStack() as stack:
+        sock = stack.enter_context(gevent.socket.create_connection(server.address, timeout=5))
+        sock.sendall(request("/ws"))
+        assert head(sock)[0] == "101"
+        # Without a limit: the handler's end is waited for.
+        server.stop(timeout=None)
+    assert ends == [(1001, "The server is stopping")]
