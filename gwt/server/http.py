@@ -45,7 +45,8 @@ class _Inflow(io.RawIOBase):
     What a peer sends. While a body is read, waiting for it uses up an allowance of seconds.
 
     What comes earns it back, up to the grace. Only the time in here counts: an application that
-    reads slowly costs its peer nothing.
+    reads slowly costs its peer nothing. What the peer breaks off is a reset, also where it is said
+    in another way: pywsgi would take it for a failure, and log it.
     """
 
     def __init__(self, raw: Any, sock: Any, first: bytes) -> None:
@@ -55,9 +56,13 @@ class _Inflow(io.RawIOBase):
         # Where those look for it who take a connection over from pywsgi.
         self._sock = sock
         self._allowance: float | None = None
-        self._dry = False
+        self._dry = self._in_body = False
         self._grace = self._rate = 0.0
         self._late: Callable[[], None] | None = None
+
+    def begin_body(self) -> None:
+        """The peer has announced more, and is not to end before it has sent that."""
+        self._in_body = True
 
     def expect(self, rate: int, grace: float, late: Callable[[], None]) -> None:
         """From here on `rate` bytes a second are due; `late` is called once if they do not come."""
@@ -66,6 +71,7 @@ class _Inflow(io.RawIOBase):
     def relax(self) -> None:
         """Expect nothing more."""
         self._allowance = self._late = None
+        self._in_body = False
 
     def dry_up(self) -> None:
         """Read no more: what is in the buffer before this is all that there is."""
@@ -82,15 +88,14 @@ class _Inflow(io.RawIOBase):
         if self._dry:
             return None
         if self._allowance is None:
-            count = self._raw.readinto(buffer)
-            return count
+            return self._take(buffer)
         if not self._allowance:
             # Its end was told; the rest is not to be read.
             raise self._error()
         began = now()
         limit = gevent.Timeout.start_new(self._allowance)
         try:
-            count = self._raw.readinto(buffer)
+            count = self._take(buffer)
         except gevent.Timeout as exc:
             if exc is not limit:
                 raise
@@ -107,6 +112,17 @@ class _Inflow(io.RawIOBase):
         self._allowance = min(self._grace, left + count / self._rate)
         return count
 
+    def _take(self, buffer: Any) -> int | None:
+        try:
+            count: int | None = self._raw.readinto(buffer)
+        except (_stdlib_ssl.SSLWantReadError, _stdlib_ssl.SSLWantWriteError):
+            raise
+        except _stdlib_ssl.SSLError as exc:
+            raise ConnectionResetError(errno.ECONNRESET, f"TLS was broken: {exc}") from exc
+        if count == 0 and self._in_body:
+            raise ConnectionResetError(errno.ECONNRESET, "The body of the request is cut off")
+        return count
+
     @staticmethod
     def _error() -> OSError:
         return OSError(errno.ETIMEDOUT, "The body of the request comes too slowly")
@@ -115,8 +131,7 @@ class _Inflow(io.RawIOBase):
         timeout = self._sock.gettimeout()
         self._sock.settimeout(0)
         try:
-            count: int | None = self._raw.readinto(buffer)
-            return count
+            return self._take(buffer)
         except _stdlib_ssl.SSLWantReadError:
             return None
         finally:
@@ -264,8 +279,10 @@ class LimitedHandler(WSGIHandler):  # type: ignore[misc]
 
     def handle_one_response(self) -> None:
         inflow, rate = self.rfile.raw, self.config.min_body_rate
-        if rate is not None and self._has_body:
-            inflow.expect(rate, self.config.body_grace, self._give_up)
+        if self._has_body:
+            inflow.begin_body()
+            if rate is not None:
+                inflow.expect(rate, self.config.body_grace, self._give_up)
         try:
             super().handle_one_response()
         finally:
@@ -294,6 +311,9 @@ class LimitedHandler(WSGIHandler):  # type: ignore[misc]
         except OSError as exc:
             self.status = f"socket error: {exc}"
             self.code = -abs(self.code)
+            if isinstance(exc, _stdlib_ssl.SSLError):
+                # The peer has gone, or broken TLS: to pywsgi that would be a failure of ours.
+                raise BrokenPipeError(errno.EPIPE, str(exc)) from exc
             raise
         self.response_length += len(data)
 

@@ -162,7 +162,9 @@ class LazyHandler(WSGIHandler):  # type: ignore[misc]
         # What was sent behind the request is not another request.
         self.close_connection = True
         self.start_response(f"{answer.status} {phrase(answer.status)}", headers)
-        super().write(answer.body)
+        with suppress(OSError):
+            # Raises if the peer has gone.
+            super().write(answer.body)
         self.answered = True
 
     def start_response(
