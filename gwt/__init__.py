@@ -51,6 +51,7 @@ if TYPE_CHECKING:
         WebSocketClosedOK,
         WebSocketError,
     )
+    from .protocol.deflate import Compression
     from .request import Request
     from .server import App, Server, serve
     from .session import SessionState, WebTransportSession
@@ -104,6 +105,7 @@ _HOMES = {
         "WebSocketClosedOK",
         "WebSocketError",
     ],
+    "protocol.deflate": ["Compression"],
     "request": ["Request"],
     "server": ["App", "Server", "serve"],
     "session": ["SessionState", "WebTransportSession"],
@@ -125,6 +127,7 @@ __all__ = [
     "ClientError",
     "ClientStats",
     "CloseFrame",
+    "Compression",
     "ConcurrencyError",
     "ConfigError",
     "ConfigurationError",

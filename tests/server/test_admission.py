@@ -109,6 +109,15 @@ def test_why_a_page_is_refused_is_said_to_it_and_in_the_log_but_not_for_ever(ser
     assert set(caplog.messages) == {f"Refused with status 403: {why}"}
 
 
+def test_how_messages_are_compressed_can_be_said():
+    app = gwt.App()
+    how = gwt.Compression(threshold=0, no_context_takeover=False)
+    app.websocket("/ws", compression=how)(lambda ws: None)
+    with gwt.Server(app, "127.0.0.1:0", http3=False) as server:
+        status, *lines = ask(server, "/ws", "Sec-WebSocket-Extensions: permessage-deflate")
+    assert status == "101" and "Sec-WebSocket-Extensions: permessage-deflate" in lines
+
+
 def test_middleware_does_not_say_how_long_its_body_is():
     app = gwt.App()
     app.websocket("/ws")(lambda ws: None)
