@@ -25,7 +25,7 @@ except ImportError as exc:
 from ..config import ServerConfig
 from ..net.waiting import Deadline
 from ..server.gate import FAREWELL, Gate
-from ..server.lazy import LazyHandler
+from ..server.lazy import GuestHandler
 from ..websocket import WebSocket
 
 __all__ = ["Handler", "Server", "Worker"]
@@ -34,7 +34,7 @@ __all__ = ["Handler", "Server", "Worker"]
 _GOING_AWAY = b"\x88\x02\x03\xe9"
 
 
-class Handler(LazyHandler, PyWSGIHandler):  # type: ignore[misc]
+class Handler(GuestHandler, PyWSGIHandler):  # type: ignore[misc]
     """gunicorn's handler, with its access log and environ, and with WebSockets."""
 
     # Set by the worker, in a class of its own.

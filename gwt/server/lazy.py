@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterable
 from contextlib import suppress
 from typing import Any
 
+import gevent
 from gevent.pywsgi import WSGIHandler
 
 from ..errors import Reject
@@ -24,7 +25,9 @@ from .gate import Gate
 from .lend import read_ahead, run_with
 from .rawsocket import Loan
 
-__all__ = ["LazyHandler"]
+__all__ = ["GuestHandler", "LazyHandler"]
+
+_REQUEST_TIMEOUT = b"HTTP/1.1 408 Request Timeout\r\nConnection: close\r\nContent-Length: 0\r\n\r\n"
 
 # What of a refusal's header is not for middleware to say.
 _OURS = ("connection", "content-length", "transfer-encoding")
@@ -179,3 +182,39 @@ class LazyHandler(WSGIHandler):  # type: ignore[misc]
     def write(self, data: bytes) -> None:
         if not self.answered:
             super().write(data)
+
+
+class GuestHandler(LazyHandler):
+    """
+    A LazyHandler on a server of others, which waits for its peers as it does.
+
+    Only a header that has begun has to come: half a handshake is not kept (`request_timeout`).
+    """
+
+    _limit: Any
+
+    def handle_one_request(self) -> Any:
+        # What is logged of a request that cannot be read is not the last one's.
+        self.environ = None
+        self._limit = gevent.Timeout(self.gate.config.request_timeout)
+        try:
+            return super().handle_one_request()
+        except gevent.Timeout as exc:
+            if exc is not self._limit:
+                raise
+            self.gate.counters["requests_timed_out"] += 1
+            return "408", _REQUEST_TIMEOUT
+        finally:
+            self._limit.close()
+
+    def read_requestline(self) -> str:
+        # Before a request a peer may be silent.
+        self.rfile.peek(1)
+        self._limit.start()
+        return str(super().read_requestline())
+
+    def read_request(self, raw_requestline: str) -> Any:
+        try:
+            return super().read_request(raw_requestline)
+        finally:
+            self._limit.close()

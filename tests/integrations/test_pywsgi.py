@@ -377,6 +377,56 @@ def test_other_origins_when_they_are_listed() -> None:
         assert ws.recv(5) == "x"
 
 
+@pytest.mark.parametrize("tls", [False, True])
+@pytest.mark.parametrize("before", [b"", b"GET / HTTP/1.1\r\nHost: localhost\r\n\r\n"])
+@pytest.mark.parametrize("begun", [b"GET / HT", asked()[:-10]])
+def test_half_a_handshake_is_not_waited_for(
+    begun: bytes, before: bytes, tls: bool, tmp_path: Any
+) -> None:
+    handler = WebSocketHandler.with_options(request_timeout=0.1)
+    options = {}
+    if tls:
+        server_side = gevent.ssl.SSLContext(gevent.ssl.PROTOCOL_TLS_SERVER)
+        server_side.load_cert_chain(*certificates.write(tmp_path, certificates.generate()))
+        options["ssl_context"] = server_side
+    with serving(plain, handler, **options) as where:
+        sock = gevent.socket.create_connection(where.address, timeout=5)
+        if tls:
+            context = gevent.ssl.SSLContext(gevent.ssl.PROTOCOL_TLS_CLIENT)
+            context.check_hostname, context.verify_mode = False, gevent.ssl.CERT_NONE
+            sock = context.wrap_socket(sock)
+        with sock:
+            sock.sendall(before)
+            reply = b""
+            while before and not reply.endswith(b"\r\n0\r\n\r\n"):
+                reply += sock.recv(65536)
+            # Before a request there is all the time that pywsgi gives.
+            with pytest.raises(TimeoutError):
+                sock.settimeout(0.2)
+                sock.recv(65536)
+            sock.settimeout(5)
+            sock.sendall(begun)
+            assert b"".join(iter(lambda: sock.recv(65536), b"")).startswith(b"HTTP/1.1 408 ")
+        assert handler.gate.counters["requests_timed_out"] == 1
+    assert where.log.getvalue().count("\n") == bool(before) + 1
+
+
+def test_an_application_has_more_time_than_a_header() -> None:
+    def slow(environ: dict[str, Any], start_response: Any) -> list[bytes]:
+        body = environ["wsgi.input"].read(1)
+        gevent.sleep(0.05)
+        start_response("200 OK", [])
+        return [body]
+
+    with serving(slow, WebSocketHandler.with_options(request_timeout=0.03)) as where:
+        head = b"POST / HTTP/1.1\r\nHost: localhost\r\nContent-Length: 1\r\n"
+        with gevent.socket.create_connection(where.address, timeout=5) as sock:
+            sock.sendall(head + b"Connection: close\r\n\r\n")
+            gevent.sleep(0.05)
+            sock.sendall(b"x")
+            assert b"".join(iter(lambda: sock.recv(65536), b"")).startswith(b"HTTP/1.1 200 ")
+
+
 def test_requests_beyond_the_limit_are_refused() -> None:
     handler = WebSocketHandler.with_options(max_connections=1)
     with serving(echo, handler) as where:
