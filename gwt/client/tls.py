@@ -93,7 +93,7 @@ def secure(sock: Any, host: str, context: Any, hashes: Sequence[bytes] = ()) -> 
         wrapped.close()
         if isinstance(exc, _stdlib_ssl.SSLCertVerificationError):
             raise CertificateError(
-                f"The certificate of {host!r} was not accepted: {exc.verify_message}."
+                f"The certificate of {host!r} was not accepted: {exc.verify_message.rstrip('.')}."
             ) from exc
         if isinstance(exc, OSError) and not isinstance(exc, (HandshakeError, TimeoutError)):
             raise HandshakeError(
