@@ -20,7 +20,10 @@ from gevent.pool import Group
 try:
     from gunicorn.workers.ggevent import GeventPyWSGIWorker, PyWSGIHandler, PyWSGIServer
 except ImportError as exc:
-    raise ImportError("gwt.integrations.gunicorn needs gunicorn: pip install gunicorn") from exc
+    # gunicorn itself does not bring what its gevent workers import.
+    raise ImportError(
+        f"gwt.integrations.gunicorn needs gunicorn: pip install 'gunicorn[gevent]' ({exc})."
+    ) from exc
 
 from ..config import ServerConfig
 from ..net.waiting import Deadline
