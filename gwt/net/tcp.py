@@ -34,6 +34,10 @@ _WRITE = 1024 * 1024
 # Pieces up to this size together are sent by one system call.
 _JOIN = 64 * 1024
 
+# What `queued` is from a write that failed until its receiver is told: whoever sends on has to
+# wait, or the hub that is to tell would never run.
+_BROKEN = 2**62
+
 # How long a closed connection waits for the peer's end. Closing a socket with unread bytes in it
 # resets the connection, and what we sent last may not arrive.
 _LINGER = 1.0
@@ -53,7 +57,11 @@ class TcpReceiver(Protocol):
         """Bytes came."""
 
     def connection_ended(self, error: OSError | None) -> None:
-        """Nothing more will come: the peer has ended (None), or the connection is broken. Once."""
+        """
+        Nothing more will come: the peer has ended (None), or the connection is broken.
+
+        Once; but it can break after its peer has ended.
+        """
 
     def drained(self) -> None:
         """Everything that was written has been taken by the network."""
@@ -224,16 +232,18 @@ class TcpConnection:
     def _end(self, error: OSError | None) -> None:
         """Nothing more can be read."""
         self._stop_reading()
-        if self._ended:
+        if self._ended and error is None:
             return
         self._ended = True
+        if error is not None:
+            self._forget_output()
         if self._closing:
-            if error is not None or not self.queued:
+            if not self.queued:
                 self._close()
             return
         receiver = self._receiver
         if error is not None:
-            self._forget_output()
+            self._receiver = None
         if receiver is not None:
             receiver.connection_ended(error)
 
@@ -252,7 +262,7 @@ class TcpConnection:
 
         The caller sees to it that `queued` stays bounded. What comes after the end goes nowhere.
         """
-        if self._sock is None or self._closing or not data:
+        if self._sock is None or self._closing or not data or self.queued == _BROKEN:
             return
         if self._output is not None:
             self._output.append(memoryview(data))
@@ -274,6 +284,7 @@ class TcpConnection:
         except OSError as exc:
             # Told in the hub: the writer's greenlet is inside of its call.
             self._forget_output()
+            self.queued = _BROKEN
             self._loop.run_callback(self._end, exc)
             return -1
 
