@@ -28,14 +28,14 @@ from ..net.timers import now
 from ..observe import Counters
 from .headers import Headers, read_headers
 
-__all__ = ["LimitedHandler"]
+__all__ = ["REQUEST_TIMEOUT", "LimitedHandler"]
 
 logger = logging.getLogger("gwt.server")
 
 # RFC 9112 3: what the first line may be.
 _REQUEST_LINE = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]+ [\x21-\x7e\x80-\xff]+ HTTP/1\.[0-9]\r\n")
 
-_REQUEST_TIMEOUT = b"HTTP/1.1 408 Request Timeout\r\nConnection: close\r\nContent-Length: 0\r\n\r\n"
+REQUEST_TIMEOUT = b"HTTP/1.1 408 Request Timeout\r\nConnection: close\r\nContent-Length: 0\r\n\r\n"
 
 _DEFAULTS = ServerConfig()
 
@@ -56,6 +56,9 @@ class _Inflow(io.RawIOBase):
         # Where those look for it who take a connection over from pywsgi.
         self._sock = sock
         self._allowance: float | None = None
+
+        # Whether anything came since this was cleared.
+        self.heard = False
         self._dry = self._in_body = False
         self._grace = self._rate = 0.0
         self._late: Callable[[], None] | None = None
@@ -84,6 +87,7 @@ class _Inflow(io.RawIOBase):
         if self._first:
             count: int | None = min(len(buffer), len(self._first))
             buffer[:count], self._first = self._first[:count], self._first[count:]
+            self.heard = True
             return count
         if self._dry:
             return None
@@ -121,6 +125,7 @@ class _Inflow(io.RawIOBase):
             raise ConnectionResetError(errno.ECONNRESET, f"TLS was broken: {exc}") from exc
         if count == 0 and self._in_body:
             raise ConnectionResetError(errno.ECONNRESET, "The body of the request is cut off")
+        self.heard = True
         return count
 
     @staticmethod
@@ -195,6 +200,9 @@ class LimitedHandler(WSGIHandler):  # type: ignore[misc]
     def handle_one_request(self) -> Any:
         # Between requests nothing is kept of the last one.
         self.environ = None
+        inflow = self.rfile.raw if not self.rfile.closed else None
+        if inflow is not None:
+            inflow.heard = False
         # The first request has the time of a header only: the peer connected to say something.
         self._first = self.requestline is None
         self._timeout = gevent.Timeout.start_new(
@@ -208,7 +216,8 @@ class LimitedHandler(WSGIHandler):  # type: ignore[misc]
             if exc is not self._timeout:
                 raise
             self.counters["requests_timed_out"] += 1
-            return None
+            # To who said nothing, nothing is said.
+            return ("408", REQUEST_TIMEOUT) if inflow is not None and inflow.heard else None
         finally:
             self._timeout.close()
 
@@ -295,7 +304,7 @@ class LimitedHandler(WSGIHandler):  # type: ignore[misc]
         if not self.headers_sent:
             self._given_up = True
             with suppress(OSError):
-                self.socket.sendall(_REQUEST_TIMEOUT)
+                self.socket.sendall(REQUEST_TIMEOUT)
 
     # The response
 

@@ -8,6 +8,7 @@ server has: gwt's own, pywsgi's, gunicorn's.
 
 from __future__ import annotations
 
+import logging
 import socket as _stdlib_socket
 from collections.abc import Callable, Iterable
 from contextlib import suppress
@@ -22,12 +23,13 @@ from ..request import Request
 from ..websocket import WebSocket
 from ..websocket_lazy import LazyWebSocket, phrase, refusal
 from .gate import Gate
+from .http import REQUEST_TIMEOUT
 from .lend import read_ahead, run_with
 from .rawsocket import Loan
 
 __all__ = ["GuestHandler", "LazyHandler"]
 
-_REQUEST_TIMEOUT = b"HTTP/1.1 408 Request Timeout\r\nConnection: close\r\nContent-Length: 0\r\n\r\n"
+logger = logging.getLogger("gwt.server")
 
 # What of a refusal's header is not for middleware to say.
 _OURS = ("connection", "content-length", "transfer-encoding")
@@ -105,8 +107,9 @@ class LazyHandler(WSGIHandler):  # type: ignore[misc]
         """Run the application, and end the WebSocket with it."""
         run_with(websocket, super().run_application, self.gate.counters, failed=lambda: self.failed)
         if not websocket.accepted and not self.status:
-            # The application has answered by itself, on the socket: this is not HTTP any more.
-            self.close_connection = True
+            # An application that has answered by itself, on the socket, has a status.
+            logger.error("The application has not answered a request for %s.", websocket.path)
+            self.refuse(refusal(Reject(500)))
 
     # The socket, and who answers on it
 
@@ -203,7 +206,7 @@ class GuestHandler(LazyHandler):
             if exc is not self._limit:
                 raise
             self.gate.counters["requests_timed_out"] += 1
-            return "408", _REQUEST_TIMEOUT
+            return "408", REQUEST_TIMEOUT
         finally:
             self._limit.close()
 

@@ -150,8 +150,20 @@ class Loan:
     def __getattr__(self, name: str) -> Any:
         return getattr(self._file, name)
 
+    # A request for a WebSocket has no body: to wait for one would be to wait for the peer's end.
+
+    def read(self, size: int | None = -1) -> bytes:
+        """Return the body: nothing."""
+        return b""
+
+    read1 = readline = read
+
+    def readlines(self, hint: int | None = -1) -> list[bytes]:
+        """Return the lines of the body: none."""
+        return []
+
     def __iter__(self) -> Iterator[bytes]:
-        return iter(self._file)
+        return iter(())
 
     def turn(self, data: Any) -> _Turn:
         """Return a context in which nobody else sends."""

@@ -542,6 +542,30 @@ def test_one_that_raises_before_answers_500(monkeypatch: pytest.MonkeyPatch) -> 
     assert seen == [KeyError]
 
 
+def test_an_application_that_does_not_answer_is_said_to_have_failed(
+    serve: Any, caplog: pytest.LogCaptureFixture
+) -> None:
+    with serve(lambda environ, start_response: []) as where, caplog.at_level(logging.ERROR):
+        with pytest.raises(gwt.SessionRejected) as caught:
+            connect(where)
+        assert caught.value.status == 500
+    assert "has not answered a request for /" in caplog.text
+
+
+def test_the_body_of_a_request_for_a_websocket_is_empty() -> None:
+    bodies = []
+
+    def app(environ: dict[str, Any], start_response: Any) -> list[bytes]:
+        body = environ["wsgi.input"]
+        bodies.append((body.read(), body.read(5), body.readline(), body.readlines(), list(body)))
+        return echo(environ, start_response)
+
+    with serving(app) as where, connect(where) as ws:
+        ws.send("x")
+        assert ws.recv(5) == "x"
+    assert bodies == [(b"", b"", b"", [], [])]
+
+
 def test_stopping_the_server_says_1001() -> None:
     with serving(echo) as where:
         ws = connect(where)

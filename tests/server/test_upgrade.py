@@ -323,6 +323,8 @@ class TestTheConnection:
     @pytest.mark.parametrize("begun", [b"", b"GET / HT", b"GET / HTTP/1.1\r\nHost: loc"])
     def test_a_header_has_its_time(self, begun):
         with serving(request_timeout=0.1) as server, dialled(server, begun) as sock:
+            said = sock.recv(65536)
+            assert said.startswith(b"HTTP/1.1 408 ") if begun else not said
             assert sock.recv(65536) == b""
             assert server.stats()["requests_timed_out"] == 1
 
