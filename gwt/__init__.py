@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from .config import ClientConfig, ServerConfig
     from .connection import WebTransportConnection
     from .errors import (
+        ApplicationClosed,
         CertificateError,
         ClientError,
         CloseFrame,
@@ -51,6 +52,7 @@ if TYPE_CHECKING:
         WebSocketClosedOK,
         WebSocketError,
     )
+    from .manager import DatagramApplicationServer, StatelessServer
     from .protocol.deflate import Compression
     from .request import Request
     from .server import App, Server, serve
@@ -71,6 +73,7 @@ _HOMES = {
     "config": ["ClientConfig", "ServerConfig"],
     "connection": ["WebTransportConnection"],
     "errors": [
+        "ApplicationClosed",
         "CertificateError",
         "ClientError",
         "CloseFrame",
@@ -106,6 +109,7 @@ _HOMES = {
         "WebSocketError",
     ],
     "protocol.deflate": ["Compression"],
+    "manager": ["DatagramApplicationServer", "StatelessServer"],
     "request": ["Request"],
     "server": ["App", "Server", "serve"],
     "session": ["SessionState", "WebTransportSession"],
@@ -122,6 +126,7 @@ _HOME = {name: module for module, names in _HOMES.items() for name in names}
 
 __all__ = [
     "App",
+    "ApplicationClosed",
     "CertificateError",
     "ClientConfig",
     "ClientError",
@@ -132,6 +137,7 @@ __all__ = [
     "ConfigError",
     "ConfigurationError",
     "ConnectionClosed",
+    "DatagramApplicationServer",
     "DatagramTooLarge",
     "GwtError",
     "HandshakeError",
@@ -151,6 +157,7 @@ __all__ = [
     "SessionError",
     "SessionRejected",
     "SessionState",
+    "StatelessServer",
     "StreamDirection",
     "StreamError",
     "StreamReset",

@@ -24,6 +24,7 @@ Every exception that gwt raises, and how one is raised again. Floor 0: imports n
      +-- LimitExceeded
      |    +-- DatagramTooLarge
      |    +-- MessageTooLarge
+     |    +-- ApplicationClosed                 the application instance behind a queue is gone
      |    +-- TooManyConnections (ConnectionError)
      |    +-- TooManySessions (SessionError)
      |    +-- TooManyStreams (StreamError)
@@ -45,6 +46,7 @@ from collections.abc import Iterable, Mapping
 from typing import Any, NamedTuple, TypeVar
 
 __all__ = [
+    "ApplicationClosed",
     "CertificateError",
     "ClientError",
     "CloseFrame",
@@ -388,6 +390,10 @@ class DatagramTooLarge(LimitExceeded):
 
 class MessageTooLarge(LimitExceeded):
     """A message is longer than the limit for messages."""
+
+
+class ApplicationClosed(LimitExceeded):
+    """The application instance that would have read a message is gone, evicted or finished."""
 
 
 class TooManyConnections(LimitExceeded, builtins.ConnectionError):

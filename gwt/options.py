@@ -1,5 +1,6 @@
 """
-What a configuration has in common with another: its checks, and the names of its options.
+What a configuration has in common with another: its checks, and the names of its options; and
+the text of an address.
 
 Floor 0: imports only errors. Which options there are, and their defaults, is config.py's.
 """
@@ -14,7 +15,7 @@ from typing import Any, TypeVar
 
 from .errors import ConfigError, UnknownOption
 
-__all__ = ["Aliases", "bad", "canonical", "check", "check_texts", "named_options"]
+__all__ = ["Aliases", "bad", "canonical", "check", "check_texts", "named_options", "parse_bind"]
 
 Aliases = dict[str, tuple[str, Callable[[Any], Any] | None]]
 
@@ -91,3 +92,31 @@ def canonical(changes: Mapping[str, Any], aliases: Aliases) -> dict[str, Any]:
         given[target] = name
         result[target] = convert(value) if convert is not None else value
     return result
+
+
+def parse_bind(bind: str) -> tuple[str, int]:
+    """
+    Split "host:port"; raises ConfigError.
+
+    "[::1]:port" is IPv6, "[::]:port" both families, and ":port" every IPv4 address.
+    """
+    host, separator, port_text = bind.rpartition(":") if isinstance(bind, str) else ("", "", "")
+    if (
+        not separator
+        or not (port_text.isascii() and port_text.isdecimal())
+        or int(port_text) > 65535
+    ):
+        raise ConfigError(
+            f'bind must be "host:port" with a port from 0 to 65535, not {bind!r}.',
+            field="bind",
+            value=bind,
+        )
+    if host.startswith("[") and host.endswith("]"):
+        host = host[1:-1]
+    elif ":" in host:
+        raise ConfigError(
+            f'An IPv6 address in bind needs brackets: "[{host}]:{port_text}".',
+            field="bind",
+            value=bind,
+        )
+    return host or "0.0.0.0", int(port_text)

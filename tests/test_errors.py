@@ -117,6 +117,11 @@ TREE = [
         {"limit": 10},
     ),
     (
+        lambda: errors.ApplicationClosed("It is gone.", limit=5),
+        (errors.LimitExceeded,),
+        {"limit": 5},
+    ),
+    (
         lambda: errors.TooManyConnections("It is full.", limit=1),
         (errors.LimitExceeded, builtins.ConnectionError),
         {"limit": 1},

@@ -61,7 +61,8 @@ FLOORS = {
 # Rooms that may never know each other, in either direction.
 STRANGERS = [("gwt.protocol", "gwt.net"), ("gwt.server", "gwt.client"), ("gwt.net", "gwt.manager")]
 
-# Managers know what they manage by its attributes only, and these few tools.
+# Managers know what they manage by its attributes only, and these few tools. The one that serves
+# UDP has its socket from net/datagrams.py, which knows nothing of what is in a datagram.
 MANAGERS_TOOLS = (
     "gwt.errors",
     "gwt.config",
@@ -69,6 +70,7 @@ MANAGERS_TOOLS = (
     "gwt.net.waiting",
     "gwt.net.timers",
     "gwt.net.aioloop",
+    "gwt.net.datagrams",
 )
 STRANGERS_EXCEPT = {("gwt.manager", "gwt.net"): MANAGERS_TOOLS}
 
@@ -99,8 +101,9 @@ PRIVATE_ALLOWED = {
     "protocol/wsshort.py",
 }
 
-# Underscored, but public: the methods of named tuples.
-PUBLIC_UNDERSCORES = {"_asdict", "_fields", "_make", "_replace"}
+# Underscored, but public: the methods of named tuples, and what asyncio exports (in `__all__`) to
+# those who write event loops.
+PUBLIC_UNDERSCORES = {"_asdict", "_fields", "_make", "_replace", "_set_running_loop"}
 
 MAX_LINES = 500
 

@@ -1,13 +1,48 @@
 """
-Managers: who is alive, who is idle. Duck-typed, without wire knowledge.
+Managers: who is alive, who is idle, which application serves whom. Duck-typed, without wire
+knowledge; beyond floor 0 they know a few tools of net/ only.
 
-Imports nothing above floor 0. What a member must offer stands in registry.py.
+What a member must offer stands in registry.py. Names are imported when they are first used:
+who manages connections has no use for applications.
 """
 
 from __future__ import annotations
 
-from .connection import ConnectionManager
-from .session import SessionManager
-from .stream import StreamManager
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
 
-__all__ = ["ConnectionManager", "SessionManager", "StreamManager"]
+if TYPE_CHECKING:
+    from .connection import ConnectionManager
+    from .datagram import DatagramApplicationServer
+    from .session import SessionManager
+    from .stateless import StatelessServer
+    from .stream import StreamManager
+
+_HOME = {
+    "ConnectionManager": "connection",
+    "DatagramApplicationServer": "datagram",
+    "SessionManager": "session",
+    "StatelessServer": "stateless",
+    "StreamManager": "stream",
+}
+
+__all__ = [
+    "ConnectionManager",
+    "DatagramApplicationServer",
+    "SessionManager",
+    "StatelessServer",
+    "StreamManager",
+]
+
+
+def __getattr__(name: str) -> Any:
+    home = _HOME.get(name)
+    if home is None:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    value = getattr(import_module(f".{home}", __name__), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

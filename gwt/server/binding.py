@@ -15,41 +15,13 @@ from typing import Any
 import gevent.socket
 
 from ..config import ServerConfig
-from ..errors import ConfigError
 from ..net.udp import open_socket
+from ..options import parse_bind
 
 __all__ = ["Bound", "bind_both", "parse_bind"]
 
 # How often a free port is looked for that is free on TCP and UDP.
 _ATTEMPTS = 32
-
-
-def parse_bind(bind: str) -> tuple[str, int]:
-    """
-    Split "host:port"; raises ConfigError.
-
-    "[::1]:port" is IPv6, "[::]:port" both families, and ":port" every IPv4 address.
-    """
-    host, separator, port_text = bind.rpartition(":") if isinstance(bind, str) else ("", "", "")
-    if (
-        not separator
-        or not (port_text.isascii() and port_text.isdecimal())
-        or int(port_text) > 65535
-    ):
-        raise ConfigError(
-            f'bind must be "host:port" with a port from 0 to 65535, not {bind!r}.',
-            field="bind",
-            value=bind,
-        )
-    if host.startswith("[") and host.endswith("]"):
-        host = host[1:-1]
-    elif ":" in host:
-        raise ConfigError(
-            f'An IPv6 address in bind needs brackets: "[{host}]:{port_text}".',
-            field="bind",
-            value=bind,
-        )
-    return host or "0.0.0.0", int(port_text)
 
 
 @dataclass(slots=True)
