@@ -239,8 +239,9 @@ class InGreenlet(ApplicationInstance):
                 )
         except BaseException as exc:
             # Boundary to user code: an application ends nobody but itself, not even by
-            # SystemExit, which the hub would raise in the main greenlet.
-            if isinstance(exc, gevent.GreenletExit):
+            # SystemExit, which the hub would raise in the main greenlet. That is where a Ctrl-C
+            # belongs, which Python raises in whoever runs at the moment.
+            if isinstance(exc, (gevent.GreenletExit, KeyboardInterrupt)):
                 raise
             self.error = exc
 
@@ -306,8 +307,8 @@ class InLoop(ApplicationInstance):
         except BaseException as exc:
             # Boundary to user code: an application ends nobody but itself, not even by
             # SystemExit, for which asyncio would end the loop. A cancellation that nobody
-            # asked for is a failure like any other.
-            if self._aio.is_cancelled(exc):
+            # asked for is a failure like any other. A Ctrl-C is the main greenlet's.
+            if isinstance(exc, KeyboardInterrupt) or self._aio.is_cancelled(exc):
                 raise
             self.error = exc
 

@@ -27,8 +27,8 @@ class DatagramApplicationServer(StatelessServer):
 
     The scope is ``{"type": "datagram", "peer": (host, port), "server": (host, port)}``; messages
     in are ``{"type": "datagram.receive", "data": bytes, "peer": (host, port)}``, and out
-    ``{"type": "datagram.send", "data": bytes}``. A context manager, which serves meanwhile; or
-    start() and stop(), or run().
+    ``{"type": "datagram.send", "data": bytes}``. run() serves in the calling greenlet; start() and
+    stop(), or ``with``, in one of its own.
     """
 
     def __init__(
@@ -79,11 +79,16 @@ class DatagramApplicationServer(StatelessServer):
         """Host and port, once it listens."""
         return None if self._socket is None else self._socket.address
 
+    def listen(self) -> None:
+        """Open the socket, so that there is an address. Raises OSError; idempotent."""
+        if self._socket is None:
+            self._socket = DatagramSocket(self.bind)
+
     def start(self) -> None:
         """Listen, and serve in a greenlet. Raises OSError if it cannot; idempotent."""
         if self._greenlet is not None:
             return
-        self._socket = self._socket or DatagramSocket(self.bind)
+        self.listen()
         self._greenlet = gevent.Greenlet(self.run)
         self._greenlet.name = f"gwt-datagrams {self.bind}"
         self._greenlet.start()
@@ -93,12 +98,14 @@ class DatagramApplicationServer(StatelessServer):
         greenlet, self._greenlet = self._greenlet, None
         if greenlet is not None:
             greenlet.kill()
+            # Killed before its turn, it has not done that.
+            self.shutdown()
         self._close()
 
     def handle(self) -> None:
         """Read datagrams and hand them on, for ever."""
-        if self._socket is None:
-            self._socket = DatagramSocket(self.bind)
+        self.listen()
+        assert self._socket is not None
         receive = self._socket.receive
         while True:
             for datagram in receive():

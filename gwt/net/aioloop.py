@@ -186,9 +186,13 @@ class HostedLoop(asyncio.SelectorEventLoop):
     def _run_once_more(self) -> None:
         try:
             self.run_forever()
-        except (Exception, SystemExit, KeyboardInterrupt):
-            # Boundary to user code: asyncio lets the last two of a task through to here.
+        except (Exception, SystemExit):
+            # Boundary to user code: asyncio lets SystemExit of a task through to here.
             logger.exception("A task ended the loop that it shares with others; it goes on.")
+        except KeyboardInterrupt as exc:
+            # Ctrl-C, which Python raised in whoever ran: as from every greenlet, it goes to the
+            # main one.
+            get_hub().handle_system_error(KeyboardInterrupt, exc)
 
     def _end(self) -> None:
         orphans = asyncio.all_tasks(self)

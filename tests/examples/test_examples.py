@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import hashlib
 import signal
+import socket
 import sys
 from pathlib import Path
 
 import pytest
 from gevent import subprocess
+from gevent.resolver.ares import Resolver
 
 import gwt
 
@@ -151,6 +153,42 @@ def test_websocket_client():
         "/feed news in None",
         "after 0.2 s, while waiting for the server to accept the WebSocket.",
     ]
+
+
+def test_async_application():
+    lines = run("async_application.py")
+    assert [line for line in lines if line.startswith("ann")] == [
+        "ann 1 in all",
+        "ann 3 in all",
+        "ann nothing more",
+    ]
+    assert [line for line in lines if line.startswith("bob")] == [
+        "bob 10 in all",
+        "bob 30 in all",
+        "bob nothing more",
+    ]
+
+
+def test_dns_server():
+    with start("dns_server.py", "127.0.0.1:0") as server:
+        try:
+            host, port = server.stdout.readline().decode().split()
+            # A DNS client that is not ours: c-ares, as gevent has it.
+            resolver = Resolver(servers=[host], udp_port=port, timeout=5, tries=1)
+            try:
+                for name in ("printer.home", "PRINTER.home"):
+                    assert resolver.gethostbyname(name) == "192.168.1.20"
+                with pytest.raises(socket.gaierror):
+                    resolver.gethostbyname("nobody.home")
+            finally:
+                resolver.close()
+            server.send_signal(signal.SIGINT)
+            # gevent says on stderr whom the interrupt hit.
+            out, _ = server.communicate()
+        finally:
+            if server.poll() is None:
+                server.kill()
+    assert (server.returncode, out) == (0, b"")
 
 
 def test_thousands_of_clients():

@@ -174,7 +174,6 @@ class TestAnInstance:
     [
         ValueError("v"),
         SystemExit(3),
-        KeyboardInterrupt(),
         gevent.Timeout(1),
         asyncio.CancelledError(),
         GeneratorExit(),
@@ -235,24 +234,15 @@ def test_a_limit_below_one_is_refused(number):
         StatelessServer(blocking_echo, max_queue=number)
 
 
-class _Linkless(gevent.Greenlet):
-    """A greenlet that tells nobody of its end."""
-
-    def rawlink(self, callback):
-        pass
-
-
-@pytest.fixture(params=["blocking", "async"])
+@pytest.fixture(params=[(InGreenlet, blocking_echo), (InLoop, async_echo)], ids=["", "async"])
 def broken_link(request, monkeypatch, serve):
-    """A server whose applications end unnoticed, and how to wait for such an end."""
-    if request.param == "blocking":
-        monkeypatch.setattr("gwt.manager.applications.gevent.Greenlet", _Linkless)
-        return serve(blocking_echo)
-    start = InLoop.start
+    """A server whose applications tell nobody of their end."""
+    kind, echo = request.param
+    start = kind.start
     monkeypatch.setattr(
-        InLoop, "start", lambda self, app, send, ended: start(self, app, send, lambda _: None)
+        kind, "start", lambda self, app, send, ended: start(self, app, send, lambda _: None)
     )
-    return serve(async_echo)
+    return serve(echo, 500)
 
 
 class TestDeadQueue:
@@ -310,22 +300,18 @@ class TestDeadQueue:
         assert broken_link.evictions == []
         assert broken_link.stats()["finished"] == 1
 
-
-class TestTheCheckerOverMany:
-    def test_it_finds_everyone_in_a_few_rounds(self, serve, monkeypatch):
-        monkeypatch.setattr("gwt.manager.applications.gevent.Greenlet", _Linkless)
-        server = serve(blocking_echo, 500)
-        queues = [server.get(number) for number in range(300)]
+    def test_the_checker_finds_everyone_in_a_few_rounds(self, broken_link):
+        queues = [broken_link.get(number) for number in range(300)]
         for each in queues:
             each.put("end")
         eventually(lambda: all(each.closed for each in queues))
 
         def nobody_left():
-            server.check_applications()
-            return not server.application_instances
+            broken_link.check_applications()
+            return not broken_link.application_instances
 
         eventually(nobody_left)
-        assert server.stats()["missed_ends"] == 300
+        assert broken_link.stats()["missed_ends"] == 300
 
 
 class TestWallClock:
@@ -653,6 +639,23 @@ class TestRun:
             server.run()
         assert "Exiting due to Ctrl-C/interrupt" in caplog.text
 
+    @BOTH
+    def test_returns_at_a_keyboard_interrupt_that_hits_an_application(
+        self, echo, serve, hub_errors, caplog
+    ):
+        server = serve(echo)
+
+        def handle():
+            server.get("a").put(KeyboardInterrupt())
+            server.release.wait()
+
+        server.handle = handle
+        with caplog.at_level(logging.INFO, "gwt.manager"):
+            server.run()
+        assert "Exiting due to Ctrl-C/interrupt" in caplog.text
+        assert server.failures == []
+        hub_errors.clear()
+
     def test_raises_what_handle_raises_and_cleans_up(self, serve):
         server = serve(blocking_echo)
 
@@ -753,6 +756,51 @@ def test_which_applications_are_async(application, expected):
 
     assert is_async(application) is expected
     assert is_async(partial(partial(application))) is expected
+
+
+def test_servers_share_one_loop_which_ends_with_the_last(serve):
+    loops = []
+
+    async def application(scope, receive, send):
+        loops.append(asyncio.get_running_loop())
+        await receive()
+
+    first, second = serve(application), serve(application)
+    running = spawn(first.run)
+    for server in (first, second, second):
+        server.get(len(loops)).put_nowait("x")
+        eventually(lambda n=len(loops): len(loops) == n + 1)
+    second.shutdown()
+    # run() keeps it, although no application is left.
+    eventually(lambda: not first.application_instances)
+    first.get("again")
+    eventually(lambda: len(loops) == 4)
+    assert len(set(loops)) == 1
+    first.release.set()
+    running.get()
+    assert loops[0].is_closed()
+
+
+def test_an_async_application_whose_sending_waits_stops_nobody(serve):
+    release = Event()
+
+    async def application(scope, receive, send):
+        await send(scope)
+
+    server = serve(application)
+    sent = []
+
+    def slow(scope, message):
+        if message == "scope of slow":
+            release.wait()
+        sent.append(message)
+
+    server.application_send = slow
+    server.get("slow")
+    server.get("quick")
+    eventually(lambda: sent == ["scope of quick"])
+    release.set()
+    eventually(lambda: sent == ["scope of quick", "scope of slow"])
 
 
 def test_an_application_that_hides_a_coroutine_is_told(serve):
