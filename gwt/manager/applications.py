@@ -153,6 +153,7 @@ class ApplicationInstance:
     """
 
     __slots__ = (
+        "done",
         "error",
         "evicted",
         "future",
@@ -171,6 +172,8 @@ class ApplicationInstance:
         self.last_used = 0.0
 
         self.future: Any = None
+        # Tells whether it has ended. The future's own method: it is called for every message.
+        self.done: Callable[[], bool] = bool
 
         # Told to go; its server knows it no more.
         self.evicted = False
@@ -192,10 +195,6 @@ class ApplicationInstance:
     def gone(self) -> bool:
         """Whether what it still sends is too late."""
         return self.evicted or self.done()
-
-    def done(self) -> bool:
-        """Tell whether it has ended."""
-        raise NotImplementedError
 
     def kill(self) -> None:
         """Raise GreenletExit or CancelledError in it, in the next turn. Never waits."""
@@ -219,11 +218,9 @@ class InGreenlet(ApplicationInstance):
         """Run the application; `ended` is called in the hub when it has ended."""
         self.future = gevent.Greenlet(self._run, application, send)
         self.future.name = f"gwt-application {self.scope_id}"
+        self.done = self.future.ready
         self.future.rawlink(ended)
         self.future.start()
-
-    def done(self) -> bool:
-        return bool(self.future.ready())
 
     def kill(self) -> None:
         self.future.kill(block=False)
@@ -286,10 +283,8 @@ class InLoop(ApplicationInstance):
         self.future = self._loop.create_task(
             self._run(application, send), name=f"gwt-application {self.scope_id}"
         )
+        self.done = self.future.done
         self.future.add_done_callback(ended)
-
-    def done(self) -> bool:
-        return bool(self.future.done())
 
     def kill(self) -> None:
         self.future.cancel()

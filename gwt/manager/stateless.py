@@ -40,6 +40,9 @@ _SEARCH: Final = 0.001
 # Seconds of evictions of idle instances before others run.
 _TURN: Final = 0.004
 
+# The least time to end: a turn of a busy hub is not to be taken for a refusal.
+_LEAST: Final = 0.05
+
 # How many are killed in one turn of the hub.
 _KILLS: Final = 1000
 
@@ -76,7 +79,8 @@ class StatelessServer:
 
         `idle_timeout`: seconds without use (a get-or-create, a message in, a message out) after
         which the checker ends an instance; None and 0 are never. `grace`: how many seconds the
-        ``finally:`` blocks of an instance that is told to go may wait before it is killed again.
+        ``finally:`` blocks of an instance that is told to go may wait before it is killed again;
+        at least a twentieth.
         `max_queue`: messages that may wait for one instance; None is no limit.
         """
         if max_applications < 1:
@@ -396,7 +400,7 @@ class StatelessServer:
             # As many may be leaving as there are others, so that a flood keeps no more of them.
             while len(self._leaving) >= self.max_applications:
                 self._kill_again(next(iter(self._leaving)))
-            self._leaving[instance] = self._clock() + self.grace
+            self._leaving[instance] = self._clock() + max(self.grace, _LEAST)
             if self._timer is None or self._timer.deadline is None:
                 self._arm()
         return pending

@@ -767,9 +767,9 @@ def test_servers_share_one_loop_which_ends_with_the_last(serve):
 
     first, second = serve(application), serve(application)
     running = spawn(first.run)
-    for server in (first, second, second):
-        server.get(len(loops)).put_nowait("x")
-        eventually(lambda n=len(loops): len(loops) == n + 1)
+    for number, server in enumerate((first, second, second), start=1):
+        server.get(number).put_nowait("x")
+        eventually(lambda number=number: len(loops) == number)
     second.shutdown()
     # run() keeps it, although no application is left.
     eventually(lambda: not first.application_instances)
