@@ -51,6 +51,7 @@ if TYPE_CHECKING:
         WebSocketClosedOK,
         WebSocketError,
     )
+    from .manager import BroadcastResult, WebSocketManager
     from .request import Request
     from .server import App, Server, serve
     from .session import SessionState, WebTransportSession
@@ -104,6 +105,7 @@ _HOMES = {
         "WebSocketClosedOK",
         "WebSocketError",
     ],
+    "manager": ["BroadcastResult", "WebSocketManager"],
     "request": ["Request"],
     "server": ["App", "Server", "serve"],
     "session": ["SessionState", "WebTransportSession"],
@@ -120,6 +122,7 @@ _HOME = {name: module for module, names in _HOMES.items() for name in names}
 
 __all__ = [
     "App",
+    "BroadcastResult",
     "CertificateError",
     "ClientConfig",
     "ClientError",
@@ -162,6 +165,7 @@ __all__ = [
     "WebSocketClosedError",
     "WebSocketClosedOK",
     "WebSocketError",
+    "WebSocketManager",
     "WebTransportClient",
     "WebTransportConnection",
     "WebTransportReceiveStream",

@@ -246,24 +246,31 @@ class TcpConnection:
         for piece in pieces:
             self.send(piece)
 
-    def send(self, data: bytes) -> None:
+    def send(self, data: bytes) -> bool:
         """
         Send bytes, or keep what the socket does not take until it does. Never waits.
 
-        The caller sees to it that `queued` stays bounded. What comes after the end goes nowhere.
+        The caller sees to it that `queued` stays bounded. What comes after the end goes nowhere:
+        False says so.
         """
         if self._sock is None or self._closing or not data:
-            return
+            return False
         if self._output is not None:
             self._output.append(memoryview(data))
             self.queued += len(data)
-            return
+            return True
         sent = self._send(data)
         if 0 <= sent < len(data):
             # Made when it is needed, since an empty one is not small.
             self._output = deque((memoryview(data)[sent:],))
             self.queued = len(data) - sent
             self._watch_writable()
+        return sent >= 0
+
+    def push(self) -> None:
+        """Try again now, for who cannot wait until the loop finds that the socket has room."""
+        # What follows when everything is taken is the watcher's: it tells the receiver.
+        self._send_queued()
 
     def _send(self, data: bytes | memoryview) -> int:
         """Return how much the socket took, or -1 if the connection is broken."""
@@ -282,22 +289,26 @@ class TcpConnection:
             self._writer = self._loop.io(self._sock.fileno(), _WRITE_EVENT)
             self._writer.start(self._writable)
 
-    def _writable(self) -> None:
+    def _send_queued(self) -> bool:
+        """Send what waits, up to _WRITE bytes; returns whether nothing of it is left."""
         output, room = self._output, _WRITE
         while output and room > 0:
             # A TLS write that has to be repeated must be repeated with the same bytes.
             sent = self._send(output[0])
             if sent < 0:
-                return
+                return False
             self.queued -= sent
             room -= sent
             if sent < len(output[0]):
                 output[0] = output[0][sent:]
                 if not sent:
-                    return
+                    return False
             else:
                 output.popleft()
-        if output:
+        return not output
+
+    def _writable(self) -> None:
+        if not self._send_queued():
             return
         self._forget_output()
         if self._tls and self._reading and not self._closing:
