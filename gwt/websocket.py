@@ -173,7 +173,7 @@ class WebSocket(Offers):
     def stats(self) -> dict[str, Any]:
         """Return counters: frames, bytes, and what waits."""
         return {
-            **self._protocol.stats(),
+            **super().stats(),
             "messages_discarded": self._discarded,
             "messages_unread": len(self._unread),
             "bytes_unsent": self._connection.queued,

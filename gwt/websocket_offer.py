@@ -27,7 +27,7 @@ SENT, QUEUED, FULL, CLOSED = "sent", "queued", "full", "closed"
 class Offers(Driver):
     """One WebSocket, as rooms use it."""
 
-    __slots__ = ("_box", "_boxed", "_fragmenting", "kind")
+    __slots__ = ("_box", "_boxed", "_fragmenting", "_relayed", "_relayed_bytes", "kind")
 
     def __init__(
         self,
@@ -50,6 +50,16 @@ class Offers(Driver):
         self._box: list[Any] | tuple[()] = ()
         self._boxed = 0
 
+        # Messages, and bytes, that were encoded elsewhere and sent.
+        self._relayed = self._relayed_bytes = 0
+
+    def stats(self) -> dict[str, Any]:
+        """Return counters of messages and bytes."""
+        counts = self._protocol.stats()
+        counts["messages_sent"] += self._relayed
+        counts["bytes_sent"] += self._relayed_bytes
+        return counts
+
     @staticmethod
     def encode_for(kind: tuple[int, ...], message: str | bytes) -> bytes:
         """Encode a message for all WebSockets of a kind."""
@@ -64,15 +74,17 @@ class Offers(Driver):
         """
         if self._box or self._fragmenting:
             return self.offer_later(frame, limit)
-        protocol, connection = self._protocol, self._connection
-        if self._error is not None or protocol.state != "open":
+        connection = self._connection
+        # The protocol is not open either, once there is an error.
+        if self._protocol.state != "open":
             return CLOSED
         if connection.queued and not self._has_room(len(frame), limit):
             return FULL
         if self.kind is None:
-            frame = protocol.encoded(frame)
+            frame = self._protocol.encoded(frame)
         else:
-            protocol.relayed(1, len(frame))
+            self._relayed += 1
+            self._relayed_bytes += len(frame)
         if not connection.send(frame):
             return CLOSED
         return QUEUED if connection.queued else SENT
@@ -82,7 +94,7 @@ class Offers(Driver):
         size = len(frame)
         box = self._box
         if not box:
-            if self._error is not None or self._protocol.state != "open":
+            if self._protocol.state != "open":
                 return CLOSED
             queued = self._connection.queued
             if queued and not self._has_room(size, limit):
@@ -117,7 +129,8 @@ class Offers(Driver):
         self._box = ()
         data = box[0] if len(box) == 1 else b"".join(box)
         if self.kind is not None:
-            self._protocol.relayed(len(box), len(data))
+            self._relayed += len(box)
+            self._relayed_bytes += len(data)
         self._connection.send(data)
 
     def _end_fragments(self) -> None:

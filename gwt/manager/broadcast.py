@@ -26,11 +26,11 @@ from .rooms import BroadcastResult, Member
 __all__ = ["SLICE", "STEP", "Broadcaster", "let_the_loop_run"]
 
 # How long a broadcast keeps the loop at most, and after how many members it looks at the clock.
-SLICE = 0.003
+SLICE = 0.002
 STEP = 64
 
 # A turn ends after this, also while one broadcast follows another.
-LONGEST_TURN = 0.05
+LONGEST_TURN = 0.2
 
 _NO_KIND = object()
 
@@ -114,13 +114,35 @@ class Broadcaster:
         finally:
             if may_wait:
                 self._leave()
-        dropped = 0
-        deadline = Deadline(self._block_timeout) if full else None
-        for member, frame in full:
-            outcome = FULL
-            if self._policy == "block" and may_wait:
-                assert deadline is not None
-                outcome = self._wait(member, frame, deadline)
+        result = BroadcastResult(sent, queued, 0, closed)
+        return self._serve_slow(full, result, may_wait) if full else result
+
+    def _serve_slow(
+        self, full: list[tuple[Member, Any]], result: BroadcastResult, may_wait: bool
+    ) -> BroadcastResult:
+        """Do with members that have no room what the policy says; returns the whole result."""
+        sent, queued, dropped, closed = result
+        outcomes = [FULL] * len(full)
+        if self._policy == "block" and may_wait:
+            deadline = Deadline(self._block_timeout)
+            # Each by itself: one that goes on again does not wait for one that does not.
+            # Its place in the order is taken at once, not when its greenlet begins.
+            ticket = object()
+            waiting = []
+            for member, frame in full:
+                member.blocked.append(ticket)
+                greenlet = gevent.spawn(self._wait, member, frame, ticket, deadline)
+                greenlet.name = f"gwt-room-waiter {member.id}"
+                waiting.append(greenlet)
+            try:
+                gevent.joinall(waiting)
+            finally:
+                gevent.killall(waiting, block=False)
+                for member, _ in full:
+                    if ticket in member.blocked:
+                        member.blocked.remove(ticket)
+            outcomes = [greenlet.value for greenlet in waiting]
+        for (member, _), outcome in zip(full, outcomes, strict=True):
             if outcome == SENT:
                 sent += 1
             elif outcome == QUEUED:
@@ -180,10 +202,8 @@ class Broadcaster:
                     self._gone(member)
         return sent, queued, closed, full
 
-    def _wait(self, member: Member, frame: Any, deadline: Deadline) -> str:
+    def _wait(self, member: Member, frame: Any, ticket: object, deadline: Deadline) -> str:
         """Offer a frame to a slow member until it has room, behind those that wait already."""
-        ticket = object()
-        member.blocked.append(ticket)
         try:
             while True:
                 if member.blocked[0] is ticket:
@@ -200,7 +220,9 @@ class Broadcaster:
             self._failed(member, exc)
             return CLOSED
         finally:
-            member.blocked.remove(ticket)
+            # Not there any more if the broadcast was given up.
+            if ticket in member.blocked:
+                member.blocked.remove(ticket)
 
     # One after the other
 

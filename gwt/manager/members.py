@@ -21,7 +21,7 @@ import gevent
 from gevent.pool import Group
 
 from ..errors import TooManyConnections
-from ..net.waiting import Deadline, Signal
+from ..net.waiting import Deadline, Signal, native_thread
 from .broadcast import SLICE, STEP, let_the_loop_run
 from .connection import ManagerInactive, pick_idle
 from .outlets import outlet_of
@@ -60,8 +60,11 @@ class Members:
         self._connections: dict[Hashable, Any] = {}
         self._known: dict[int, Member] = {}
 
-        # Whether no members may be added any more.
-        self._shut = False
+        # Whether no members may be added any more, and whether stop() has ended periodic work.
+        self._shut = self._halted = False
+
+        # The native thread of our members; each belongs to the hub of one.
+        self._thread: int | None = None
 
         # Members whose end close_all() waits for, and its coming.
         self._leaving: set[Member] = set()
@@ -93,6 +96,7 @@ class Members:
         TooManyConnections, PoolExhausted, ManagerInactive after shutdown(), TypeError for
         what can not be sent to.
         """
+        self._check_thread()
         if self._shut:
             raise ManagerInactive("The WebSocketManager was shut down; start() opens it again.")
         key: Hashable = ws.id if connection_id is None else connection_id
@@ -111,7 +115,7 @@ class Members:
         if getattr(ws.state, "value", ws.state) == "connecting" and hasattr(ws, "accept"):
             ws.accept()
         if present is not None:
-            self._drop(present)
+            self._ended(present)
             self._close_soon(present.member, NORMAL, "replaced")
         member = Member(key, ws, outlet)
         self._members[key] = member
@@ -140,6 +144,15 @@ class Members:
         if self._members.get(key) is member:
             self._added(member)
         return key
+
+    def _check_thread(self) -> None:
+        thread = native_thread()
+        if not self._members:
+            self._thread = thread
+        elif thread != self._thread:
+            raise RuntimeError(
+                "These members belong to the hub of another thread; use server.call() to reach it."
+            )
 
     def _check(self, ws: Any) -> None:
         """Raise if one may not be added; for subclasses."""
@@ -219,7 +232,7 @@ class Members:
     def _callback_failed(self, member: Member, what: str, exc: BaseException) -> None:
         self.errors += 1
         logger.error("%s of member %r failed", what, member.id, exc_info=exc)
-        self._drop(member)
+        self._ended(member)
         self._close_soon(member.member, INTERNAL_ERROR, "internal error")
 
     def _gone(self, member: Member) -> None:
@@ -233,12 +246,12 @@ class Members:
 
     def _close_slow(self, member: Member) -> None:
         self.slow_closed += 1
-        self._drop(member)
+        self._ended(member)
         self._close_soon(member.member, TRY_AGAIN_LATER, "too slow")
 
     def _member_failed(self, member: Member, exc: Exception) -> None:
         self._failed("sending to a member", exc)
-        self._drop(member)
+        self._ended(member)
         self._close_soon(member.member, INTERNAL_ERROR, "internal error")
 
     def _send_failed(self, ws: Any, exc: Exception) -> None:
@@ -254,6 +267,7 @@ class Members:
             except Exception as exc:
                 # Boundary to user code: a member of somebody's.
                 self._failed("begin_close()", exc)
+                self._abort(ws)
         else:
             closer = gevent.spawn(self._close, ws, code, reason)
             closer.name = f"gwt-closer {ws.id}"
@@ -292,7 +306,7 @@ class Members:
     # The idle, and the dead
 
     def _enlist(self) -> None:
-        if self._enlisted:
+        if self._enlisted or self._halted:
             return
         work = every(CLEANUP_INTERVAL, self.cleanup_closed)
         if self._idle_timeout > 0:
@@ -325,7 +339,7 @@ class Members:
         for exc in broken:
             self._failed("last_active or is_closed", exc)
         for ws in idle:
-            self.remove(ws)
+            self._ended(self._known[id(ws)])
             self._close_soon(ws, GOING_AWAY, "Idle timeout")
         return len(idle)
 
@@ -366,6 +380,7 @@ class Members:
                     self._all_left.wait(deadline)
         finally:
             self._leaving.difference_update(leaving)
+            self._all_left.notify()
             for member in leaving:
                 if self._members.get(member.id) is member:
                     self._abort(member.member)

@@ -23,6 +23,9 @@ __all__ = ["CLOSED", "FULL", "QUEUED", "SENT", "SendOutlet", "outlet_of"]
 
 SENT, QUEUED, FULL, CLOSED = "sent", "queued", "full", "closed"
 
+# What a message that waits costs beside its own bytes.
+_OVERHEAD = 64
+
 
 def outlet_of(member: Any, failed: Callable[[Any, Exception], object]) -> Any:
     """
@@ -58,10 +61,11 @@ class SendOutlet:
         if self._member.is_closed:
             self._queue.clear()
             return CLOSED
-        if self._queued and self._queued + len(message) > limit:
+        size = len(message) + _OVERHEAD
+        if self._queued and self._queued + size > limit:
             return FULL
         self._queue.append(message)
-        self._queued += len(message)
+        self._queued += size
         if self._greenlet is None:
             self._greenlet = gevent.spawn(self._send)
             self._greenlet.name = f"gwt-room-writer {self._member.id}"
@@ -92,7 +96,7 @@ class SendOutlet:
                 message = self._queue.popleft()
                 # A message counts until it is sent.
                 self._member.send(message)
-                self._queued -= len(message)
+                self._queued -= len(message) + _OVERHEAD
                 self._taken.notify()
         except (Exception, gevent.Timeout) as exc:
             # Boundary to user code: send() of a member.

@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 
 from ..errors import LimitExceeded
 
-__all__ = ["BroadcastResult", "Member", "Rooms"]
+__all__ = ["BroadcastResult", "Member", "Rooms", "RoomsView"]
 
 
 class BroadcastResult(NamedTuple):
@@ -57,8 +57,8 @@ class Member:
         return f"<Member {self.id!r} rooms={len(self.rooms)}>"
 
 
-class Rooms(Mapping[Hashable, frozenset[Hashable]]):
-    """The rooms of a manager; as a mapping, their names and the ids of who is in there."""
+class Rooms:
+    """The rooms of a manager, by name."""
 
     __slots__ = ("_rooms", "max_size")
 
@@ -67,20 +67,12 @@ class Rooms(Mapping[Hashable, frozenset[Hashable]]):
         self._rooms: dict[Hashable, dict[Hashable, Member]] = {}
         self.max_size = max_size
 
-    def __getitem__(self, room: Hashable) -> frozenset[Hashable]:
-        return frozenset(self._rooms[room])
-
-    def __iter__(self) -> Iterator[Hashable]:
-        return iter(list(self._rooms))
-
     def __len__(self) -> int:
         return len(self._rooms)
 
-    def __contains__(self, room: object) -> bool:
-        return room in self._rooms
-
-    def __repr__(self) -> str:
-        return f"<Rooms {len(self._rooms)}>"
+    def names(self) -> list[Hashable]:
+        """Return the names of all rooms, as a list of its own."""
+        return list(self._rooms)
 
     def members(self, room: Hashable) -> list[Member]:
         """Return who is in a room now, as a list of its own; an unknown room is an empty one."""
@@ -119,3 +111,27 @@ class Rooms(Mapping[Hashable, frozenset[Hashable]]):
         """Let a member out of all its rooms."""
         for room in list(member.rooms):
             self.leave(member, room)
+
+
+class RoomsView(Mapping[Hashable, frozenset[Hashable]]):
+    """Rooms as a mapping: their names, and the ids of who is in there now."""
+
+    __slots__ = ("_rooms",)
+
+    def __init__(self, rooms: Rooms) -> None:
+        self._rooms = rooms
+
+    def __getitem__(self, room: Hashable) -> frozenset[Hashable]:
+        ids = self._rooms.ids(room)
+        if not ids:
+            raise KeyError(room)
+        return frozenset(ids)
+
+    def __iter__(self) -> Iterator[Hashable]:
+        return iter(self._rooms.names())
+
+    def __len__(self) -> int:
+        return len(self._rooms)
+
+    def __repr__(self) -> str:
+        return f"<RoomsView {len(self)} rooms>"

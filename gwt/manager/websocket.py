@@ -5,7 +5,8 @@ What a member must offer stands in members.py. Rooms are rooms.py's, sending is 
 
 Greenlets: ``gwt-member <id>`` for each handler of track() and each member with received_message(),
 in the pool; ``gwt-closer <id>`` while a member that has no begin_close() is being closed;
-``gwt-room-writer <id>`` while messages wait for one whose send() waits.
+``gwt-room-writer <id>`` while messages wait for one whose send() waits; ``gwt-room-waiter <id>``
+while a broadcast waits for a slow member.
 """
 
 from __future__ import annotations
@@ -19,12 +20,12 @@ from typing import Any, Self
 import gevent
 from gevent.pool import Pool
 
-from ..errors import ConfigError, GwtError, PoolExhausted
+from ..errors import ConfigError, GwtError, LocalProtocolError, PoolExhausted
 from ..net.waiting import Deadline, Signal
 from .broadcast import Broadcaster
 from .members import GOING_AWAY, INTERNAL_ERROR, NORMAL, Members
 from .registry import CLOSE_TIMEOUT, GRACE
-from .rooms import BroadcastResult, Member, Rooms
+from .rooms import BroadcastResult, Member, Rooms, RoomsView
 
 __all__ = ["NODE", "WebSocketManager"]
 
@@ -133,7 +134,7 @@ class WebSocketManager(Members):
     @property
     def rooms(self) -> Mapping[Hashable, frozenset[Hashable]]:
         """The ids of who is in each room, by name; read-only, and always as it is now."""
-        return self._rooms
+        return RoomsView(self._rooms)
 
     def presence(self, room: Hashable) -> dict[Hashable, str]:
         """Return who is in a room, in all processes: ids, and the node that each is on."""
@@ -166,7 +167,11 @@ class WebSocketManager(Members):
     def _broadcast(
         self, members: list[Member], message: Any, exclude: Iterable[Any]
     ) -> BroadcastResult:
-        if not isinstance(message, (str, bytes)):
+        self._check_thread()
+        if isinstance(message, str):
+            if not message.isascii():
+                _check_text(message)
+        elif not isinstance(message, bytes):
             try:
                 message = bytes(memoryview(message))
             except TypeError:
@@ -253,6 +258,7 @@ class WebSocketManager(Members):
         try:
             for message in ws:
                 ws.received_message(message)
+            self._gone(member)
         except (Exception, gevent.Timeout) as exc:
             # Boundary to user code: a callback of a member.
             if isinstance(exc, GwtError) and ws.is_closed:
@@ -266,13 +272,14 @@ class WebSocketManager(Members):
     def start(self) -> None:
         """Have run() and join() wait for stop(); accept members again. Never waits; idempotent."""
         self.running = True
-        self._shut = False
+        self._shut = self._halted = False
         if self._members:
             self._enlist()
 
     def stop(self) -> None:
         """End the manager's own work and whoever is in run(); closes nobody. Idempotent."""
         self.running = False
+        self._halted = True
         self._discharge()
         self._stopped.notify()
 
@@ -326,3 +333,11 @@ class WebSocketManager(Members):
             "slow_closed": self.slow_closed,
             "errors": self.errors,
         }
+
+
+def _check_text(text: str) -> None:
+    # Here, once, and not where it would look like a member that fails.
+    try:
+        text.encode()
+    except UnicodeEncodeError as exc:
+        raise LocalProtocolError(f"Text cannot be sent as UTF-8: {exc}.") from exc

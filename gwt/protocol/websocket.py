@@ -317,11 +317,6 @@ class WebSocketProtocol:
         """What the bytes of a whole message depend on, for encode_for(); None: encoded() only."""
         return self._writer.kind
 
-    def relayed(self, messages: int, size: int) -> None:
-        """Count whole messages that were encoded by encode_for(), and sent."""
-        self._writer.messages += messages
-        self._writer.bytes += size
-
     def send_fragment(self, data: Data, *, text: bool, first: bool, final: bool) -> None:
         """Send a part of a message, whose kind is said with each part."""
         self._check_open()
