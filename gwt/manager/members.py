@@ -125,7 +125,8 @@ class Members:
         on_end = getattr(ws, "on_end", None)
         try:
             if on_end is not None:
-                on_end(partial(self._ended, member))
+                member.ended = partial(self._ended, member)
+                on_end(member.ended)
         except Exception:
             # Boundary to user code: without its notification it is not taken in.
             self._drop(member)
@@ -214,6 +215,9 @@ class Members:
         del self._members[member.id], self._connections[member.id]
         del self._known[id(member.member)]
         self._rooms.leave_all(member)
+        if hasattr(member.member, "off_end"):
+            # Who comes and goes often must not be remembered each time.
+            member.member.off_end(member.ended)
         stop = getattr(member.outlet, "stop", None)
         if member.outlet is not member.member and stop is not None:
             stop()

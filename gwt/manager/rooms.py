@@ -7,7 +7,7 @@ room, or all, costs as much as there are own rooms, however many others exist.
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Iterator, Mapping
+from collections.abc import Callable, Hashable, Iterator, Mapping
 from typing import Any, NamedTuple
 
 from ..errors import LimitExceeded
@@ -34,7 +34,7 @@ class BroadcastResult(NamedTuple):
 class Member:
     """One member of a manager: its id, what sends to it, its rooms."""
 
-    __slots__ = ("blocked", "id", "kind", "member", "outlet", "rooms", "turn")
+    __slots__ = ("blocked", "ended", "id", "kind", "member", "outlet", "rooms", "turn")
 
     def __init__(self, id: Hashable, member: Any, outlet: Any) -> None:
         self.id = id
@@ -46,6 +46,9 @@ class Member:
 
         # Its rooms, and whether what is sent there has to arrive.
         self.rooms: dict[Hashable, bool] = {}
+
+        # What its end calls.
+        self.ended: Callable[[Any], object] | None = None
 
         # The turn in which something was offered to it last (broadcast.py).
         self.turn = -1

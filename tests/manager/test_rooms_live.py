@@ -201,6 +201,48 @@ class TestBroadcast:
             assert rooms.broadcast_to_all(big).closed == 0
             assert [received(each, 1) for each in clients] == [[big]] * 2
 
+    def test_what_waits_for_the_end_of_fragments_is_bounded(self):
+        manager = gwt.WebSocketManager(outbox_bytes=100, slow_consumer="drop")
+        with room(1, manager=manager) as (rooms, clients):
+            (ws,) = rooms
+            go = Event()
+
+            def pieces():
+                yield "begun"
+                go.wait()
+
+            sending = gevent.spawn(ws.send, pieces())
+            gevent.sleep(0.01)
+            results = [rooms.broadcast_to_all("x" * 30) for _ in range(5)]
+            assert [tuple(each) for each in results] == [(0, 1, 0, 0)] * 3 + [(0, 0, 1, 0)] * 2
+            go.set()
+            sending.join()
+            assert received(clients[0], 4) == ["begun"] + ["x" * 30] * 3
+
+
+class TestMembers:
+    def test_a_websocket_that_was_not_accepted_yet_is(self):
+        def application(environ, start_response):
+            ws = environ["wsgi.websocket"]
+            server.rooms.add(ws, "lazy")
+            server.rooms.broadcast_to_all("welcome")
+            ws.wait_closed()
+            return []
+
+        server = gwt.Server(application, "127.0.0.1:0", http3=False, stop_timeout=0.5)
+        with server, gwt.connect("ws://{}:{}/".format(*server.address)) as client:
+            assert client.recv(timeout=5) == "welcome"
+            assert server.stats()["rooms"]["members"] == 1
+
+    def test_coming_and_going_leaves_nothing_behind(self):
+        with room(1) as (rooms, _):
+            (ws,) = rooms
+            before = len(ws._end_callbacks)
+            for _ in range(100):
+                rooms.remove(ws)
+                rooms.join_room(rooms.add(ws, "x"), "s")
+            assert len(ws._end_callbacks) == before
+
 
 class TestEnds:
     def test_a_peer_that_leaves_leaves_its_rooms(self):
