@@ -249,7 +249,8 @@ class Members:
             self._failed("is_closed", exc)
 
     def _close_slow(self, member: Member) -> None:
-        self.slow_closed += 1
+        # Not again, if several broadcasts waited for it.
+        self.slow_closed += self._members.get(member.id) is member
         self._ended(member)
         self._close_soon(member.member, TRY_AGAIN_LATER, "too slow")
 
