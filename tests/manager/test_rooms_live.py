@@ -334,21 +334,21 @@ class TestSlowPeers:
 
     def test_or_are_waited_for(self):
         with self.slow(slow_consumer="block", block_timeout=20) as (rooms, slow, quick):
-            flooding = gevent.spawn(self.flood, rooms, lambda each: each.dropped or stop)
             stop: list[bool] = []
-            count = -1
-            while count != len(quick):
-                count = len(quick)
-                gevent.sleep(0.05)
+            flooding = gevent.spawn(self.flood, rooms, lambda _: stop)
+            eventually(lambda: rooms._members["0"].blocked)
             stop.append(True)
+            gevent.sleep(0.01)
             assert not flooding.ready()
-            got = 0
-            while got < count:
+            slow.recv(timeout=5)
+            got = 1
+            while not flooding.ready():
                 slow.recv(timeout=5)
                 got += 1
-            results = flooding.get(timeout=5)
-            assert len(results) == count
+            results = flooding.get()
             assert all(each.closed == each.dropped == 0 for each in results)
+            got += len(received(slow, len(results) - got))
+            eventually(lambda: len(quick) == got)
 
     def test_who_floods_without_a_pause_closes_nobody_who_reads(self):
         # The loop has no time to find that the sockets have room: broadcasts give it some.
