@@ -52,6 +52,7 @@ if TYPE_CHECKING:
         WebSocketError,
     )
     from .manager import BroadcastResult, WebSocketManager
+    from .protocol.deflate import Compression
     from .request import Request
     from .server import App, Server, serve
     from .session import SessionState, WebTransportSession
@@ -106,6 +107,7 @@ _HOMES = {
         "WebSocketError",
     ],
     "manager": ["BroadcastResult", "WebSocketManager"],
+    "protocol.deflate": ["Compression"],
     "request": ["Request"],
     "server": ["App", "Server", "serve"],
     "session": ["SessionState", "WebTransportSession"],
@@ -128,6 +130,7 @@ __all__ = [
     "ClientError",
     "ClientStats",
     "CloseFrame",
+    "Compression",
     "ConcurrencyError",
     "ConfigError",
     "ConfigurationError",

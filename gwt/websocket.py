@@ -429,11 +429,15 @@ class WebSocket(Offers):
         except TimeoutError:
             self.abort()
 
-    def begin_close(self, code: int = 1000, reason: str = "") -> None:
-        """Send the close frame and return at once; close() without the waiting."""
+    def begin_close(self, code: int = 1000, reason: str = "", within: float | None = None) -> None:
+        """
+        Send the close frame and return at once; close() without the waiting.
+
+        The peer has `within` seconds to answer, if that is less than close_timeout.
+        """
         self._check_thread()
         if self._error is None and self._protocol.state == "open":
-            self._protocol.close(code, reason, now=self._clock())
+            self._protocol.close(code, reason, now=self._clock(), within=within)
             self._pass_on([])
             # Who waited for room has nothing to wait for.
             self._writable.notify()

@@ -310,7 +310,9 @@ class Driver:
         self._timer.close()
         if self._more is not None:
             self._more.close()
-        self._connection.close()
+        # Both have said so: a server ends TCP, too, and a client lets it (RFC 6455 7.1.1).
+        both = rcvd is not None and sent is not None
+        self._connection.close(done=both and not self._protocol.is_client)
         for acknowledgement in self._acknowledgements.values():
             acknowledgement.failed(self._error)
         self._acknowledgements.clear()

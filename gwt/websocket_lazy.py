@@ -149,8 +149,8 @@ class LazyWebSocket(WebSocket):
         Refuse the WebSocket with an HTTP status of 300 to 599, headers and a body.
 
         Waits until the network has taken the answer. What is done with it afterwards raises
-        WebSocketClosedError. Raises ConfigError for a status below 300 or above 599, RuntimeError
-        if it was accepted or refused before.
+        WebSocketClosedError. Raises ConfigError for a status below 300 or above 599, or a header
+        that cannot be sent, before anything is; RuntimeError if it was accepted or refused before.
         """
         self._check_thread()
         answer = refusal(Reject(status, headers, body))
@@ -160,10 +160,18 @@ class LazyWebSocket(WebSocket):
         self._refused(host, answer)
 
     def _refused(self, host: Host, answer: Refusal) -> None:
-        reason = f"refused with HTTP status {answer.status}"
+        self._never(f"refused with HTTP status {answer.status}")
+        host.refuse(answer)
+
+    def expire(self) -> None:
+        """The request is over. Whoever still has the WebSocket must not take the next one's."""
+        if self._host is not None:
+            self._host = None
+            self._never("its request was answered without it")
+
+    def _never(self, reason: str) -> None:
         self._error = WebSocketClosedError(1006, reason, remote=False)
         self._tell_end()
-        host.refuse(answer)
 
     def _open(self) -> None:
         if self._host is not None:
@@ -210,11 +218,11 @@ class LazyWebSocket(WebSocket):
         elif self._gone is not None:
             super().close(code, reason, timeout=timeout)
 
-    def begin_close(self, code: int = 1000, reason: str = "") -> None:
+    def begin_close(self, code: int = 1000, reason: str = "", within: float | None = None) -> None:
         if self._host is not None:
             self.reject(403)
         elif self._gone is not None:
-            super().begin_close(code, reason)
+            super().begin_close(code, reason, within)
 
     def abort(self) -> None:
         if self._host is not None:

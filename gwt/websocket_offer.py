@@ -79,7 +79,7 @@ class Offers(Driver):
         if self._protocol.state != "open":
             return CLOSED
         if connection.queued and not self._has_room(len(frame), limit):
-            return FULL
+            return CLOSED if connection.broken else FULL
         if self.kind is None:
             frame = self._protocol.encoded(frame)
         else:
@@ -98,7 +98,7 @@ class Offers(Driver):
                 return CLOSED
             queued = self._connection.queued
             if queued and not self._has_room(size, limit):
-                return FULL
+                return CLOSED if self._connection.broken else FULL
             box = self._box = []
             self._boxed = self._connection.queued
         elif self._boxed + size > limit:

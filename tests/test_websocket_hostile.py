@@ -573,3 +573,13 @@ def test_recv_without_time_finds_what_is_there(ends):
         peer.send(peer.frame(0x81, b"x") * 2)
         assert ws.recv(timeout=5) == "x"
         assert ws.recv(timeout=0) == "x"
+
+
+def test_who_sends_to_one_that_is_gone_is_told(ends):
+    with ends() as (ws, peer):
+        peer.vanish()
+        # Without a turn of the loop between, which alone could tell.
+        with pytest.raises(gwt.WebSocketClosedError):
+            for _ in range(10_000):
+                ws.send(b"x")
+        assert ws.closed and ws.close_code == 1006

@@ -21,6 +21,7 @@ class Wire:
     """A connection whose socket takes as much as it is told to."""
 
     remote_address = local_address = None
+    broken = False
 
     def __init__(self) -> None:
         self.taken = b""
@@ -56,7 +57,7 @@ class Wire:
 
     pause = resume = lambda self: None
 
-    def close(self) -> None:
+    def close(self, *, done: bool = False) -> None:
         self.room = 10**9
         self.push()
         self.closing = True

@@ -31,6 +31,15 @@ make_venv() {
         "$python" -m pip --python "$VENV/bin/python" install --quiet pip
 }
 
+# Whether .venv can be used: it runs, by a Python for gwt, and was made where it is. One that somebody
+# made by hand is as good.
+venv_is_good() {
+    "$VENV/bin/python" -c 'import sys; sys.exit(not (3, 11) <= sys.version_info < (3, 14))' \
+        2>/dev/null &&
+        "$VENV/bin/python" -m pip --version >/dev/null 2>&1 &&
+        grep -q "^command = .* $VENV\$" "$VENV/pyvenv.cfg"
+}
+
 # ensure_venv [EXTRA]: make .venv hold gwt, editable, with what EXTRA of pyproject.toml adds.
 # Does nothing, and needs no network, when pyproject.toml and the folder are those of last time.
 ensure_venv() {
@@ -46,11 +55,9 @@ ensure_venv() {
         if "$VENV/bin/python" -c '' 2>/dev/null && [ "$(cat "$stamp" 2>/dev/null)" = "$want" ]; then
             exit 0
         fi
-        if ! "$VENV/bin/python" -c '' 2>/dev/null ||
-            [ "$(cat "$VENV/.made-for" 2>/dev/null)" != "$ROOT" ]; then
+        if ! venv_is_good; then
             say "Making $VENV ..."
             make_venv || exit
-            printf '%s\n' "$ROOT" >"$VENV/.made-for"
         fi
         say "Installing gwt${extra:+[$extra]} into $VENV ..."
         "$VENV/bin/python" -m pip install -qq --disable-pip-version-check \

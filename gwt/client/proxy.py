@@ -105,8 +105,8 @@ def ask_for_tunnel(sock: Any, proxy: Target, target: Target) -> None:
         phrase = f" ({status[2].decode()})" if status[2] else ""
         why = f"refused a tunnel to {place} with HTTP status {status[1].decode()}{phrase}"
         if status[1] == b"407":
-            wrong = "is not accepted" if proxy.authorization else "is missing from the proxy's URL"
-            why += f": a user and password {wrong}"
+            wrong = "not accepted" if proxy.authorization else "missing from the proxy's URL"
+            why += f": user and password are {wrong}"
         raise _failure(proxy, why)
     if rest:
         # A server of WebSockets does not speak first.

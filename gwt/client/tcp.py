@@ -41,11 +41,13 @@ def adopt(given: Any, *, secure: bool) -> Any:
             value=given,
         )
     try:
+        if given.type != gevent.socket.SOCK_STREAM:
+            raise TypeError("it has no stream")
         # Whatever kind of socket it is: ours never blocks the hub.
         sock = gevent.socket.socket(given.family, given.type, given.proto, given.detach())
-    except (AttributeError, TypeError, OSError) as exc:
+    except (AttributeError, TypeError, ValueError, OSError) as exc:
         raise ConfigError(
-            f"sock must be a connected socket, not {given!r}.", field="sock", value=given
+            f"sock must be a connected stream socket, not {given!r}.", field="sock", value=given
         ) from exc
     sock.settimeout(None)
     return sock

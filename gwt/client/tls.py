@@ -21,6 +21,7 @@ from gevent import ssl
 
 from .. import certificates, tracing
 from ..errors import CertificateError, ConfigError, HandshakeError
+from ..options import bad
 
 __all__ = ["check_context", "make_context", "relayed", "secure", "shared_context"]
 
@@ -28,12 +29,15 @@ __all__ = ["check_context", "make_context", "relayed", "secure", "shared_context
 _LINGER = 1.0
 
 
-def check_context(context: Any, name: str = "ssl") -> None:
-    """Raise ConfigError unless this is an SSLContext, the standard library's or gevent's."""
+def check_context(context: Any) -> None:
+    """Raise ConfigError unless it is a client's SSLContext, the standard library's or gevent's."""
     if not isinstance(context, _stdlib_ssl.SSLContext):
-        raise ConfigError(
-            f"{name} must be an SSLContext, not {context!r}.", field=name, value=context
-        )
+        wanted = "an SSLContext"
+    elif context.protocol == _stdlib_ssl.PROTOCOL_TLS_SERVER:
+        wanted = "an SSLContext of a client"
+    else:
+        return
+    raise bad("ssl", context, wanted)
 
 
 def make_context(*, verify: bool, cafile: str | None = None) -> Any:
@@ -93,7 +97,7 @@ def secure(sock: Any, host: str, context: Any, hashes: Sequence[bytes] = ()) -> 
         wrapped.close()
         if isinstance(exc, _stdlib_ssl.SSLCertVerificationError):
             raise CertificateError(
-                f"The certificate of {host!r} was not accepted: {exc.verify_message}."
+                f"The certificate of {host!r} was not accepted: {exc.verify_message.rstrip('.')}."
             ) from exc
         if isinstance(exc, OSError) and not isinstance(exc, (HandshakeError, TimeoutError)):
             raise HandshakeError(

@@ -20,24 +20,24 @@ from gevent.pool import Group
 try:
     from gunicorn.workers.ggevent import GeventPyWSGIWorker, PyWSGIHandler, PyWSGIServer
 except ImportError as exc:
-    raise ImportError("gwt.integrations.gunicorn needs gunicorn: pip install gunicorn") from exc
+    # gunicorn itself does not bring what its gevent workers import.
+    raise ImportError(
+        f"gwt.integrations.gunicorn needs gunicorn: pip install 'gunicorn[gevent]' ({exc})."
+    ) from exc
 
 from ..config import ServerConfig
 from ..net.waiting import Deadline
-from ..server.gate import Gate
-from ..server.lazy import LazyHandler
+from ..server.gate import FAREWELL, Gate
+from ..server.lazy import GuestHandler
 from ..websocket import WebSocket
 
 __all__ = ["Handler", "Server", "Worker"]
-
-# How long clients may take to answer the close, and applications to notice it.
-_FAREWELL = 3.0
 
 # A close frame of a server with 1001 (RFC 6455 5.5.1).
 _GOING_AWAY = b"\x88\x02\x03\xe9"
 
 
-class Handler(LazyHandler, PyWSGIHandler):  # type: ignore[misc]
+class Handler(GuestHandler, PyWSGIHandler):  # type: ignore[misc]
     """gunicorn's handler, with its access log and environ, and with WebSockets."""
 
     # Set by the worker, in a class of its own.
@@ -193,7 +193,8 @@ class Worker(GeventPyWSGIWorker):  # type: ignore[misc]
         """Accept nothing more, close the WebSockets, and let idle connections go; never waits."""
         if self.leaving is not None:
             return
-        self.leaving = Deadline(min(_FAREWELL, self.cfg.graceful_timeout))
+        # Applications have as long to notice it as clients have to answer.
+        self.leaving = Deadline(min(FAREWELL, self.cfg.graceful_timeout))
         self.alive = False
         for server in self.servers:
             server.close()

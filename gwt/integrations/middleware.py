@@ -23,7 +23,7 @@ from ..config import ServerConfig
 from ..errors import ConfigError, Reject
 from ..protocol.wshandshake import Refusal
 from ..server.app import App
-from ..server.gate import GOING_AWAY, Gate
+from ..server.gate import FAREWELL, GOING_AWAY, Gate
 from ..server.lend import run_with
 from ..websocket import WebSocket
 from ..websocket_lazy import LazyWebSocket, phrase, refusal
@@ -106,7 +106,7 @@ class WebSocketMiddleware:
             environ["wsgi.websocket"] = websocket
             environ["wsgi.websocket_version"] = websocket.version
             run = partial(self._ask, environ, exchange)
-        result = self._run(websocket, run, environ)
+        result = self._run(websocket, run, exchange, environ)
         if exchange.unable and not self._said:
             self._said = True
             logger.error("A WebSocket was refused. %s", ADVICE)
@@ -127,10 +127,16 @@ class WebSocketMiddleware:
 
         return run
 
-    def _run(self, websocket: LazyWebSocket, run: Callable[[], Any], environ: Environ) -> Any:
+    def _run(
+        self,
+        websocket: LazyWebSocket,
+        run: Callable[[], Any],
+        exchange: _Exchange,
+        environ: Environ,
+    ) -> Any:
         stranger = get_hub_if_exists() is None
         try:
-            return run_with(websocket, run, self._gate.counters)
+            return run_with(websocket, run, self._gate.counters, failed=lambda: exchange.failed)
         finally:
             # The environ holds the WebSocket, and is held by it.
             environ.pop("wsgi.websocket", None)
@@ -205,7 +211,7 @@ class _Gate(Gate):
         self.stopping = True
         with self._lock:
             for websocket, loop in list(self._loops.items()):
-                loop.run_callback_threadsafe(websocket.begin_close, code, reason)
+                loop.run_callback_threadsafe(websocket.begin_close, code, reason, FAREWELL)
 
     def destroy(self, hub: Any) -> None:
         """Free this thread's hub, with its loop and descriptors."""
@@ -236,6 +242,9 @@ class _Exchange:
         self.answered = False
         self._taken = False
 
+        # A framework has caught what the application raised, logged it, and answered with a 500.
+        self.failed = False
+
         # Refused because the server has no socket to lend.
         self.unable = False
 
@@ -259,8 +268,9 @@ class _Exchange:
         if self._begun:
             return
         self.answered = True
-        # The server's own affair (PEP 3333), and what it does not speak it cannot offer.
-        ours = {"connection"} if self._found is not None else {"connection", "upgrade"}
+        # The server's own affair (PEP 3333); and what it does not speak it cannot offer.
+        ours = ["connection", "content-length", "transfer-encoding"]
+        ours += ["upgrade"] if self._found is None else []
         headers = [(name, value) for name, value in answer.headers if name.lower() not in ours]
         headers.append(("Content-Length", str(len(answer.body))))
         status = f"{answer.status} {phrase(answer.status)}"
@@ -273,6 +283,7 @@ class _Exchange:
     ) -> Callable[[bytes], object]:
         if self._begun:
             return self._start_response(status, headers, exc_info)
+        self.failed = self.failed or (self._taken and status.startswith("5"))
         self._response = status, headers
         return self.write
 

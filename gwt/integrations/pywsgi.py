@@ -10,18 +10,20 @@ from typing import Any, Self
 
 from ..config import ServerConfig
 from ..server.gate import GOING_AWAY, Gate
-from ..server.lazy import LazyHandler
+from ..server.lazy import GuestHandler
 
 __all__ = ["WebSocketHandler"]
 
 
-class WebSocketHandler(LazyHandler):
+class WebSocketHandler(GuestHandler):
     """
     A pywsgi handler that puts a lazy WebSocket into ``environ["wsgi.websocket"]``.
 
     ``WSGIServer(address, application, handler_class=WebSocketHandler)``. The application accepts by
     using it, refuses by answering as usual (401, say), and the WebSocket is closed when the
     application returns. Whom it admits, and its limits, are fields of ServerConfig: with_options().
+    The header of a request has `request_timeout`, 10 s, from its first byte; all other waiting for
+    peers is pywsgi's, which has no limits.
     """
 
     gate = Gate(ServerConfig())

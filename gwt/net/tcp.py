@@ -37,6 +37,10 @@ _JOIN = 64 * 1024
 # A piece that waits costs some 200 bytes beside its own; smaller ones are put together.
 _SMALL = 512
 
+# What `queued` is from a write that failed until its receiver is told: whoever sends on has to
+# wait, or the hub that is to tell would never run.
+_BROKEN = 2**62
+
 # How long a closed connection waits for the peer's end. Closing a socket with unread bytes in it
 # resets the connection, and what we sent last may not arrive.
 _LINGER = 1.0
@@ -56,7 +60,11 @@ class TcpReceiver(Protocol):
         """Bytes came."""
 
     def connection_ended(self, error: OSError | None) -> None:
-        """Nothing more will come: the peer has ended (None), or the connection is broken. Once."""
+        """
+        Nothing more will come: the peer has ended (None), or the connection is broken.
+
+        Once; but it can break after its peer has ended.
+        """
 
     def drained(self) -> None:
         """Everything that was written has been taken by the network."""
@@ -91,7 +99,7 @@ class TcpConnection:
         "when_closed",
     )
 
-    def __init__(self, sock: Any, receiver: TcpReceiver | None = None) -> None:
+    def __init__(self, sock: Any, receiver: TcpReceiver | None = None, peer: Any = None) -> None:
         sock.setblocking(False)
         with suppress(OSError):
             # Not for Unix sockets, which have no such thing.
@@ -120,7 +128,7 @@ class TcpConnection:
 
         # Bytes that were read in all.
         self.bytes_received = 0
-        self.remote_address = _name(sock.getpeername)
+        self.remote_address = peer or _name(sock.getpeername)
         self.local_address = _name(sock.getsockname)
 
     def __repr__(self) -> str:
@@ -231,16 +239,18 @@ class TcpConnection:
     def _end(self, error: OSError | None) -> None:
         """Nothing more can be read."""
         self._stop_reading()
-        if self._ended:
+        if self._ended and error is None:
             return
         self._ended = True
+        if error is not None:
+            self._forget_output()
         if self._closing:
-            if error is not None or not self.queued:
+            if not self.queued:
                 self._close()
             return
         receiver = self._receiver
         if error is not None:
-            self._forget_output()
+            self._receiver = None
         if receiver is not None:
             receiver.connection_ended(error)
 
@@ -260,7 +270,7 @@ class TcpConnection:
         The caller sees to it that `queued` stays bounded. What comes after the end goes nowhere:
         False says so.
         """
-        if self._sock is None or self._closing or not data:
+        if self._sock is None or self._closing or not data or self.queued == _BROKEN:
             return False
         if self._output is not None:
             self._queue(data)
@@ -298,6 +308,11 @@ class TcpConnection:
         if tail and self._output is not None:
             self._output.append(memoryview(tail))
 
+    @property
+    def broken(self) -> bool:
+        """Whether a write has failed, and the receiver is going to be told."""
+        return self.queued == _BROKEN
+
     def push(self) -> None:
         """Try again now, for who cannot wait until the loop finds that the socket has room."""
         # What follows when everything is taken is the watcher's: it tells the receiver.
@@ -316,6 +331,7 @@ class TcpConnection:
     def _broken(self, error: OSError) -> None:
         # Told in the hub: the writer's greenlet is inside of its call.
         self._forget_output()
+        self.queued = _BROKEN
         self._loop.run_callback(self._end, error)
 
     def _watch_writable(self) -> None:
@@ -368,16 +384,20 @@ class TcpConnection:
 
     # The end
 
-    def close(self) -> None:
+    def close(self, *, done: bool = False) -> None:
         """
         Send what is queued, then end; returns at once. Everything that still comes is discarded.
 
-        The socket is closed when the peer has ended too, at most a second later.
+        The socket is closed when the peer has ended too, at most a second later; or at once, if
+        the peer is known to send nothing more (`done`) and everything was taken.
         """
         if self._closing or self._sock is None:
             return
         self._closing = True
         self._receiver = None
+        if done and not self.queued and not self._tls:
+            self._close()
+            return
         self._linger = Timer(self._close)
         self._linger.arm(now() + _LINGER)
         self.resume()

@@ -89,6 +89,7 @@ class WebSocketProtocol:
         "close_rcvd",
         "close_sent",
         "fragments",
+        "is_client",
         "latency",
         "pending",
         "state",
@@ -109,6 +110,7 @@ class WebSocketProtocol:
         now: float,
     ) -> None:
         agreement = agreement or Agreement()
+        self.is_client = is_client
         self.state = "open"
         self.subprotocol = agreement.subprotocol
         self.close_rcvd: tuple[int, str] | None = None
@@ -206,6 +208,12 @@ class WebSocketProtocol:
                                 else Message(message)
                             )
                             continue
+                    control = decoder.control()
+                    if control is not None:
+                        self._control(*control, events, now)
+                        if self.state == "closed":
+                            break
+                        continue
                 frame = next(proto.received_frames(), None)
                 if frame is None:
                     break
@@ -234,21 +242,30 @@ class WebSocketProtocol:
     def _received(self, frame: Frame, events: list[Event], now: float) -> None:
         payload = frame.payload
         if isinstance(payload, tuple):
-            self.close_rcvd = int(payload[0]), payload[1]
-            first = self.close_sent is None
-            if first:
-                self._send_close(*self.close_rcvd)
-            events.append(self._closed(rcvd_then_sent=first))
-        elif frame.opcode is Opcode.PING:
-            ping = payload_of(payload)
-            # After our close frame nothing but the peer's counts.
-            if self.state == "open":
-                self._writer.pong(ping)
-            events.append(Ping(ping))
-        elif frame.opcode is Opcode.PONG:
-            self._answered(payload_of(payload), events, now)
+            self._close_came(int(payload[0]), payload[1], events)
+        elif frame.opcode.iscontrol():
+            self._control(frame.opcode, payload_of(payload), events, now)
         else:
             self._data(frame, payload, events)
+
+    def _control(self, opcode: int, payload: bytes, events: list[Event], now: float) -> None:
+        if opcode == Opcode.PING:
+            # After our close frame nothing but the peer's counts.
+            if self.state == "open":
+                self._writer.pong(payload)
+            events.append(Ping(payload))
+        elif opcode == Opcode.PONG:
+            self._answered(payload, events, now)
+        else:
+            code = int.from_bytes(payload[:2], "big") if payload else 1005
+            self._close_came(code, payload[2:].decode(), events)
+
+    def _close_came(self, code: int, reason: str, events: list[Event]) -> None:
+        self.close_rcvd = code, reason
+        first = self.close_sent is None
+        if first:
+            self._send_close(code, reason)
+        events.append(self._closed(rcvd_then_sent=first))
 
     def _data(self, frame: Frame, payload: str | bytes, events: list[Event]) -> None:
         finished = frame.message_finished
@@ -340,9 +357,12 @@ class WebSocketProtocol:
         self._writer.control(0x89, payload)
         return payload
 
-    def close(self, code: int = 1000, reason: str = "", *, now: float) -> None:
+    def close(
+        self, code: int = 1000, reason: str = "", *, now: float, within: float | None = None
+    ) -> None:
         """
-        Begin to close: the peer has ``close_timeout`` seconds to answer. Later calls do nothing.
+        Begin to close: the peer has ``close_timeout`` seconds to answer, or `within` if that is
+        less. Later calls do nothing.
 
         A reason longer than 123 bytes is cut. LocalProtocolError: a code that may not be sent.
         """
@@ -352,8 +372,9 @@ class WebSocketProtocol:
             return
         self._send_close(code, reason)
         self.state = "closing"
-        if self._close_timeout is not None:
-            self._close_by = now + self._close_timeout
+        limits = [limit for limit in (self._close_timeout, within) if limit is not None]
+        if limits:
+            self._close_by = now + min(limits)
 
     def fail(self, code: int, reason: str, now: float) -> list[Event]:
         """

@@ -56,7 +56,9 @@ SLICE = 4096
 _TOKEN = re.compile(r"[!#$%&'*+\-.^_`|~0-9A-Za-z]+")
 # What a value may hold (RFC 9110 5.5), and what a host, an origin or a target can.
 _VALUE = re.compile(r"[\t\x20-\x7e\x80-\U0010ffff]*")
+_FIELDS = re.compile(rf"(?:{_TOKEN.pattern}:{_VALUE.pattern}\n)*")
 _SENDABLE = re.compile(r"[\t\x20-\x7e\x80-\xff]*")
+_VERSION = re.compile(r"(?:HTTP/)?([0-9])\.([0-9])")
 _VISIBLE = re.compile(r"[\x21-\x7e]+")
 _HOST = re.compile(r"(?:\[[0-9A-Za-z:.%_~-]+\]|[0-9A-Za-z._~%!$&'()*+;=-]+)(?::[0-9]{0,5})?")
 _TARGET = re.compile(r"(?:(?:https?|wss?)://[^/?#]+)?(/[^#]*)", re.IGNORECASE)
@@ -158,10 +160,11 @@ def check_upgrade(
 
     Never raises: what is wrong with the request is in the Refusal (400, 405, 426).
     """
+    # All at once, by a character that neither of them may have.
+    if not _FIELDS.fullmatch("".join([f"{name}:{value}\n" for name, value in headers])):
+        return _refuse(400, "A header is malformed.")
     values: dict[str, list[str]] = {}
     for name, value in headers:
-        if not _TOKEN.fullmatch(name) or not _VALUE.fullmatch(value):
-            return _refuse(400, "A header is malformed.")
         values.setdefault(name.lower(), []).append(value.strip(" \t"))
 
     def one(name: str) -> str | None:
@@ -171,7 +174,7 @@ def check_upgrade(
 
     if method != "GET":
         return _refuse(405, "A WebSocket is opened with GET.", ("Allow", "GET"))
-    version = re.fullmatch(r"(?:HTTP/)?([0-9])\.([0-9])", http_version)
+    version = _VERSION.fullmatch(http_version)
     if version is None or (version[1], version[2]) < ("1", "1"):
         return _refuse(400, "A WebSocket is opened with HTTP/1.1.")
     upgrade = [token.lower() for token in _elements(values.get("upgrade", ()))]

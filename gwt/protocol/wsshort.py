@@ -13,6 +13,11 @@ from .wsframes import encode_frame, mask, payload_of
 
 __all__ = ["Decoder", "message_in", "works"]
 
+# FIN, no reserved bit: close, ping, pong.
+_CONTROL = (0x88, 0x89, 0x8A)
+# Without a code, 1000, 1001.
+_USUAL_CLOSE = (b"", b"\x03\xe8", b"\x03\xe9")
+
 # Payloads from here on are unmasked where they lie, instead of being cut out before.
 _LARGE = 1024
 
@@ -102,6 +107,35 @@ class Decoder(FrameDecoder):
         del self.buffer.buffer[:end]
         return message
 
+    def control(self) -> tuple[int, bytes] | None:
+        """Take the opcode and payload of a whole control frame without fault; else nothing."""
+        data = self.buffer.buffer
+        if self.header is not None or len(data) < 2 or data[0] not in _CONTROL:
+            return None
+        start, size = (2, data[1]) if self.client else (6, data[1] - 0x80)
+        end = start + size
+        if not 0 <= size < 126 or len(data) < end:
+            return None
+        payload = bytes(data[start:end])
+        if not self.client:
+            payload = mask(payload, data[2:6])
+        opcode = data[0] & 0x0F
+        if opcode == Opcode.CLOSE and not _is_usual(payload):
+            return None
+        del data[:end]
+        return opcode, payload
+
+
+def _is_usual(close: bytes) -> bool:
+    """Whether a close frame is an everyday one; the others are wsproto's to judge."""
+    if close[:2] not in _USUAL_CLOSE:
+        return False
+    try:
+        close[2:].decode()
+    except UnicodeDecodeError:
+        return False
+    return True
+
 
 def works() -> bool:
     """Whether the installed wsproto is the one that the short way was written for."""
@@ -120,6 +154,10 @@ def works() -> bool:
             return False
         if decoder.header is None or proto._message_decoder.opcode is not Opcode.BINARY:
             return False
-        return not decoder.buffer.buffer and decoder.buffer.bytes_used == 0
+        if decoder.buffer.buffer or decoder.buffer.bytes_used:
+            return False
+        decoder = Decoder(True, [])
+        decoder.receive_bytes(b"\x89\x01a\x88\x00")
+        return decoder.control() == (9, b"a") and decoder.control() == (8, b"")
     except (AttributeError, TypeError, AssertionError):
         return False

@@ -87,6 +87,9 @@ class App:
         }
         self._paths = {protocol: paths.bind("") for protocol, paths in self._maps.items()}
 
+        # Paths without parameters: Werkzeug gives them precedence, too.
+        self._plain: dict[tuple[str, str], Route] = {}
+
     def __repr__(self) -> str:
         routes = sum(1 for paths in self._maps.values() for _ in paths.iter_rules())
         return f"<App routes={routes} wsgi={self.wsgi is not None}>"
@@ -136,6 +139,8 @@ class App:
                 raise ConfigError(
                     f"{path!r} is not a path for a route: {exc}", field="path", value=path
                 ) from exc
+            if "<" not in path:
+                self._plain.setdefault((protocol, path), route)
             return handler
 
         return register
@@ -169,8 +174,15 @@ class App:
                 # Boundary to user code: the others are called all the same.
                 logger.exception("A function of on_shutdown failed.")
 
+    def serves(self, protocol: str) -> bool:
+        """Return whether there is any route for a protocol."""
+        return any(True for _ in self._maps[protocol].iter_rules())
+
     def match(self, request: Request) -> tuple[Route, dict[str, Any]]:
         """Return who handles a request, and the path's parameters; raises Reject(404)."""
+        plain = self._plain.get((request.protocol, request.path))
+        if plain is not None:
+            return plain, {}
         try:
             route, params = self._paths[request.protocol].match(request.path, method="GET")
         except HTTPException:

@@ -7,17 +7,25 @@ It looks at values only; sockets and answers are the hosts'.
 
 from __future__ import annotations
 
-from typing import Any
+import logging
+from typing import Any, NoReturn
 
 from ..config import ServerConfig
 from ..errors import Reject
+from ..net.timers import now
 from ..observe import Counters
+from ..protocol.rates import Allowance
 from ..protocol.wshandshake import Refusal, UpgradeRequest, check_upgrade
 from ..request import Request
 from ..websocket import WebSocket
 from .access import host_allowed, origin_allowed
 
-__all__ = ["GOING_AWAY", "INTERNAL_ERROR", "Gate"]
+__all__ = ["FAREWELL", "GOING_AWAY", "INTERNAL_ERROR", "Gate"]
+
+logger = logging.getLogger("gwt.server")
+
+# How long clients have to answer the close of a server that stops.
+FAREWELL = 3.0
 
 GOING_AWAY = 1001
 INTERNAL_ERROR = 1011
@@ -32,6 +40,9 @@ class Gate:
         self.open: set[WebSocket] = set()
         self.stopping = False
 
+        # Whom a proxy's Host keeps out has to find it in the log, which nobody may fill.
+        self._lines = Allowance(5, 1 / 60)
+
     def read(
         self, method: str, version: str, target: str, headers: list[tuple[str, str]], address: Any
     ) -> tuple[UpgradeRequest, Request] | Refusal:
@@ -44,9 +55,15 @@ class Gate:
         if self.stopping:
             raise Reject(503)
         if not host_allowed(request.authority, config.allowed_hosts):
-            raise Reject(421)
+            self._forbid(421, f"This server is not {_shown(request.authority)}: see allowed_hosts.")
         if not origin_allowed(request.origin, request.authority, config.origins):
-            raise Reject(403)
+            page, host = _shown(request.origin), _shown(request.authority)
+            self._forbid(403, f"A page of {page} may not connect to {host}: see origins.")
+
+    def _forbid(self, status: int, why: str) -> NoReturn:
+        if self._lines.spend(now()):
+            logger.warning("Refused with status %d: %s", status, why)
+        raise Reject(status, {"Content-Type": "text/plain; charset=utf-8"}, f"{why}\n".encode())
 
     def enter(self, websocket: WebSocket) -> None:
         """Count one in until its end; raises Reject if there is no room."""
@@ -57,10 +74,18 @@ class Gate:
         websocket.on_end(self.open.discard)
 
     def close_all(self, code: int = GOING_AWAY, reason: str = "The server is stopping") -> None:
-        """Admit nobody more, and send a close frame to all; does not wait for their answers."""
+        """
+        Admit nobody more, and send a close frame to all. Does not wait for their answers.
+
+        They have 3 s, or their close_timeout if that is less; then they are given up.
+        """
         self.stopping = True
         for websocket in list(self.open):
-            websocket.begin_close(code, reason)
+            websocket.begin_close(code, reason, FAREWELL)
+
+
+def _shown(text: str | None) -> str:
+    return ascii((text or "")[:200])
 
 
 def _request(asked: UpgradeRequest, address: Any) -> Request:

@@ -26,39 +26,18 @@ from gevent.pywsgi import WSGIHandler
 from ..config import ServerConfig
 from ..net.timers import now
 from ..observe import Counters
+from .headers import Headers, read_headers
 
 __all__ = ["LimitedHandler"]
 
 logger = logging.getLogger("gwt.server")
 
-# The header of a request, all lines together.
-_MAX_HEADER = 64 * 1024
-
-# RFC 9112 3 and 5.1, RFC 9110 5.5: what a line may be. pywsgi's parser ends a header silently at
-# a line that it does not understand, and takes a CR for the end of one; others do neither.
+# RFC 9112 3: what the first line may be.
 _REQUEST_LINE = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]+ [\x21-\x7e\x80-\xff]+ HTTP/1\.[0-9]\r\n")
-_FIELD_LINE = re.compile(rb"[!#$%&'*+.^_`|~0-9A-Za-z-]+:[\t\x20-\x7e\x80-\xff]*\r\n")
 
 _REQUEST_TIMEOUT = b"HTTP/1.1 408 Request Timeout\r\nConnection: close\r\nContent-Length: 0\r\n\r\n"
 
 _DEFAULTS = ServerConfig()
-
-
-class _Lines:
-    """The lines of one request's header, each well-formed, up to a limit in all."""
-
-    def __init__(self, file: Any) -> None:
-        self._file = file
-        self._left = _MAX_HEADER
-
-    def readline(self, limit: int = -1) -> bytes:
-        line: bytes = self._file.readline(limit)
-        self._left -= len(line)
-        if self._left < 0:
-            raise ValueError("the header is too long")
-        if line != b"\r\n" and not _FIELD_LINE.fullmatch(line):
-            raise ValueError("a line of the header is malformed")
-        return line
 
 
 class _Inflow(io.RawIOBase):
@@ -66,16 +45,24 @@ class _Inflow(io.RawIOBase):
     What a peer sends. While a body is read, waiting for it uses up an allowance of seconds.
 
     What comes earns it back, up to the grace. Only the time in here counts: an application that
-    reads slowly costs its peer nothing.
+    reads slowly costs its peer nothing. What the peer breaks off is a reset, also where it is said
+    in another way: pywsgi would take it for a failure, and log it.
     """
 
-    def __init__(self, raw: Any, sock: Any) -> None:
+    def __init__(self, raw: Any, sock: Any, first: bytes) -> None:
         self._raw = raw
+        # What was read before.
+        self._first = first
         # Where those look for it who take a connection over from pywsgi.
         self._sock = sock
         self._allowance: float | None = None
+        self._dry = self._in_body = False
         self._grace = self._rate = 0.0
         self._late: Callable[[], None] | None = None
+
+    def begin_body(self) -> None:
+        """The peer has announced more, and is not to end before it has sent that."""
+        self._in_body = True
 
     def expect(self, rate: int, grace: float, late: Callable[[], None]) -> None:
         """From here on `rate` bytes a second are due; `late` is called once if they do not come."""
@@ -84,21 +71,31 @@ class _Inflow(io.RawIOBase):
     def relax(self) -> None:
         """Expect nothing more."""
         self._allowance = self._late = None
+        self._in_body = False
+
+    def dry_up(self) -> None:
+        """Read no more: what is in the buffer before this is all that there is."""
+        self._dry = True
 
     def readable(self) -> bool:
         return True
 
     def readinto(self, buffer: Any) -> int | None:
-        if self._allowance is None:
-            count: int | None = self._raw.readinto(buffer)
+        if self._first:
+            count: int | None = min(len(buffer), len(self._first))
+            buffer[:count], self._first = self._first[:count], self._first[count:]
             return count
+        if self._dry:
+            return None
+        if self._allowance is None:
+            return self._take(buffer)
         if not self._allowance:
             # Its end was told; the rest is not to be read.
             raise self._error()
         began = now()
         limit = gevent.Timeout.start_new(self._allowance)
         try:
-            count = self._raw.readinto(buffer)
+            count = self._take(buffer)
         except gevent.Timeout as exc:
             if exc is not limit:
                 raise
@@ -115,6 +112,17 @@ class _Inflow(io.RawIOBase):
         self._allowance = min(self._grace, left + count / self._rate)
         return count
 
+    def _take(self, buffer: Any) -> int | None:
+        try:
+            count: int | None = self._raw.readinto(buffer)
+        except (_stdlib_ssl.SSLWantReadError, _stdlib_ssl.SSLWantWriteError):
+            raise
+        except _stdlib_ssl.SSLError as exc:
+            raise ConnectionResetError(errno.ECONNRESET, f"TLS was broken: {exc}") from exc
+        if count == 0 and self._in_body:
+            raise ConnectionResetError(errno.ECONNRESET, "The body of the request is cut off")
+        return count
+
     @staticmethod
     def _error() -> OSError:
         return OSError(errno.ETIMEDOUT, "The body of the request comes too slowly")
@@ -123,8 +131,7 @@ class _Inflow(io.RawIOBase):
         timeout = self._sock.gettimeout()
         self._sock.settimeout(0)
         try:
-            count: int | None = self._raw.readinto(buffer)
-            return count
+            return self._take(buffer)
         except _stdlib_ssl.SSLWantReadError:
             return None
         finally:
@@ -158,9 +165,20 @@ class LimitedHandler(WSGIHandler):  # type: ignore[misc]
     # 408 was sent: what the application still says goes nowhere.
     _given_up = False
 
-    def __init__(self, sock: Any, address: Any, server: Any, rfile: Any = None) -> None:
-        super().__init__(sock, address, server, rfile)
-        self.rfile = io.BufferedReader(_Inflow(self.rfile.detach(), sock))
+    def __init__(
+        self,
+        sock: Any,
+        address: Any,
+        server: Any,
+        rfile: Any = None,
+        *,
+        first: bytes = b"",
+        spent: float = 0.0,
+    ) -> None:
+        raw = sock.makefile("rb", 0) if rfile is None else rfile.detach()
+        super().__init__(sock, address, server, io.BufferedReader(_Inflow(raw, sock, first)))
+        # Seconds that the first bytes took.
+        self._spent = spent
         self.config, self.counters = self.limits()
 
     def limits(self) -> tuple[ServerConfig, Counters]:
@@ -180,7 +198,9 @@ class LimitedHandler(WSGIHandler):  # type: ignore[misc]
         # The first request has the time of a header only: the peer connected to say something.
         self._first = self.requestline is None
         self._timeout = gevent.Timeout.start_new(
-            self.config.request_timeout if self._first else self.config.http_keep_alive_timeout
+            max(0.0, self.config.request_timeout - self._spent)
+            if self._first
+            else self.config.http_keep_alive_timeout
         )
         try:
             return super().handle_one_request()
@@ -202,7 +222,7 @@ class LimitedHandler(WSGIHandler):  # type: ignore[misc]
             raise ValueError("the request line is malformed")
         done = super().read_request(raw_requestline)
         # RFC 9112 3.2.
-        hosts = self.headers.get_all("host") or []
+        hosts = self.headers.get_all("host")
         if len(hosts) > 1 or (not hosts and self.request_version != "HTTP/1.0"):
             raise ValueError("Host must be there once")
         if self.server.full():
@@ -210,15 +230,17 @@ class LimitedHandler(WSGIHandler):  # type: ignore[misc]
             self.close_connection = True
         return done
 
-    def MessageClass(self, file: Any, *args: Any) -> Any:
+    def MessageClass(self, file: Any, *_: Any) -> Headers:
         if not self._first:
             # Between two requests other limits hold than within one.
             self._timeout.close()
             self._timeout = gevent.Timeout.start_new(self.config.request_timeout)
-        headers = super().MessageClass(_Lines(file), *args)
+        # pywsgi's parser ends a header silently at a line that it does not understand, and takes a
+        # CR for the end of one. And it is the standard library's for mail, which takes its time.
+        headers = read_headers(file)
         self._timeout.close()
-        lengths = headers.get_all("content-length") or []
-        codings = headers.get_all("transfer-encoding") or []
+        lengths = headers.get_all("content-length")
+        codings = headers.get_all("transfer-encoding")
         # A request that two parsers could end in two places is how one is smuggled through a
         # proxy (RFC 9112 6.1, 6.3).
         if codings and (
@@ -257,8 +279,10 @@ class LimitedHandler(WSGIHandler):  # type: ignore[misc]
 
     def handle_one_response(self) -> None:
         inflow, rate = self.rfile.raw, self.config.min_body_rate
-        if rate is not None and self._has_body:
-            inflow.expect(rate, self.config.body_grace, self._give_up)
+        if self._has_body:
+            inflow.begin_body()
+            if rate is not None:
+                inflow.expect(rate, self.config.body_grace, self._give_up)
         try:
             super().handle_one_response()
         finally:
@@ -287,6 +311,9 @@ class LimitedHandler(WSGIHandler):  # type: ignore[misc]
         except OSError as exc:
             self.status = f"socket error: {exc}"
             self.code = -abs(self.code)
+            if isinstance(exc, _stdlib_ssl.SSLError):
+                # The peer has gone, or broken TLS: to pywsgi that would be a failure of ours.
+                raise BrokenPipeError(errno.EPIPE, str(exc)) from exc
             raise
         self.response_length += len(data)
 

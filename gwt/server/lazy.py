@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterable
 from contextlib import suppress
 from typing import Any
 
+import gevent
 from gevent.pywsgi import WSGIHandler
 
 from ..errors import Reject
@@ -24,7 +25,9 @@ from .gate import Gate
 from .lend import read_ahead, run_with
 from .rawsocket import Loan
 
-__all__ = ["LazyHandler"]
+__all__ = ["GuestHandler", "LazyHandler"]
+
+_REQUEST_TIMEOUT = b"HTTP/1.1 408 Request Timeout\r\nConnection: close\r\nContent-Length: 0\r\n\r\n"
 
 # What of a refusal's header is not for middleware to say.
 _OURS = ("connection", "content-length", "transfer-encoding")
@@ -53,10 +56,14 @@ class LazyHandler(WSGIHandler):  # type: ignore[misc]
     headers_sent: bool
 
     def run_application(self) -> None:
-        if "websocket" in self.headers.get("Upgrade", "").lower():
+        if self.asks_for_websocket():
             self.run_upgrade()
         else:
             super().run_application()
+
+    def asks_for_websocket(self) -> bool:
+        """Return whether the request asks for one, however malformed it is."""
+        return "websocket" in self.headers.get("Upgrade", "").lower()
 
     def run_upgrade(self) -> None:
         """Answer a request that asks for a WebSocket."""
@@ -158,7 +165,9 @@ class LazyHandler(WSGIHandler):  # type: ignore[misc]
         # What was sent behind the request is not another request.
         self.close_connection = True
         self.start_response(f"{answer.status} {phrase(answer.status)}", headers)
-        super().write(answer.body)
+        with suppress(OSError):
+            # Raises if the peer has gone.
+            super().write(answer.body)
         self.answered = True
 
     def start_response(
@@ -173,3 +182,39 @@ class LazyHandler(WSGIHandler):  # type: ignore[misc]
     def write(self, data: bytes) -> None:
         if not self.answered:
             super().write(data)
+
+
+class GuestHandler(LazyHandler):
+    """
+    A LazyHandler on a server of others, which waits for its peers as it does.
+
+    Only a header that has begun has to come: half a handshake is not kept (`request_timeout`).
+    """
+
+    _limit: Any
+
+    def handle_one_request(self) -> Any:
+        # What is logged of a request that cannot be read is not the last one's.
+        self.environ = None
+        self._limit = gevent.Timeout(self.gate.config.request_timeout)
+        try:
+            return super().handle_one_request()
+        except gevent.Timeout as exc:
+            if exc is not self._limit:
+                raise
+            self.gate.counters["requests_timed_out"] += 1
+            return "408", _REQUEST_TIMEOUT
+        finally:
+            self._limit.close()
+
+    def read_requestline(self) -> str:
+        # Before a request a peer may be silent.
+        self.rfile.peek(1)
+        self._limit.start()
+        return str(super().read_requestline())
+
+    def read_request(self, raw_requestline: str) -> Any:
+        try:
+            return super().read_request(raw_requestline)
+        finally:
+            self._limit.close()

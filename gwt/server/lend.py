@@ -64,6 +64,7 @@ def run_with(
                 websocket.close()
         return result
     finally:
+        websocket.expire()
         if websocket.accepted and not websocket.closed:
             # Killed: the server stops.
             websocket.begin_close(GOING_AWAY, "The server is stopping")
@@ -80,6 +81,9 @@ def read_ahead(sock: Any, file: Any) -> bytes:
     """
     sock.setblocking(False)
     early = b""
+    if hasattr(getattr(file, "raw", None), "dry_up"):
+        # The rest is left to whoever takes the socket, without asking for it in vain.
+        file.raw.dry_up()
     with suppress(OSError):
         # Raises if nothing is there yet.
         early = file.read(len(file.peek())) or b""

@@ -32,7 +32,6 @@ from ..protocol.events import SessionRequested
 from ..request import Request
 from ..session import WebTransportSession
 from ..stream_common import CONFIGURED
-from .access import host_allowed, origin_allowed
 from .app import App, Route
 from .binding import Bound, bind_both, parse_bind
 from .listener import QuicListener
@@ -189,8 +188,9 @@ class Server:
         Stop: no newcomers, DRAIN to every session, and the end once what is under way is done.
 
         A session without open streams is closed at once, losing nothing that was written; the
-        others have `timeout` seconds: stop_timeout unless given, None is no limit. Handlers that
-        are not done by then are killed.
+        others have `timeout` seconds: stop_timeout unless given, None is no limit. Clients of
+        WebSockets are told 1001 at once, and have 3 s to answer. Handlers that are not done when
+        the time is up are killed.
         """
         if not self._started:
             return
@@ -390,10 +390,8 @@ class Server:
         try:
             route, params = self.app.match(request)
             config = route.config(self.config)
-            if not host_allowed(request.authority, config.allowed_hosts):
-                raise Reject(421)
-            if not origin_allowed(request.origin, request.authority, config.origins):
-                raise Reject(403)
+            assert self._door is not None
+            self._door.admit(request, config)
             self.app.admit(request)
             self.sessions.add_session(session)
         except Reject as exc:

@@ -20,8 +20,10 @@ from .. import tracing
 from ..config import ServerConfig
 from ..errors import CertificateError
 from ..net.tcp import TcpConnection
+from ..net.timers import now
 from ..net.udpsocket import Address, shown
 from .app import App
+from .quick import FIRST
 from .upgrade import Door, Handler
 
 __all__ = ["HttpListener"]
@@ -61,9 +63,43 @@ class _Server(WSGIServer):  # type: ignore[misc]
             return
         peers.enter(peer)
         try:
-            self.handler_class(sock, peer, self).handle()
+            self._serve(sock, peer)
         finally:
             peers.leave(peer)
+
+    def _serve(self, sock: Any, peer: Address) -> bool:
+        """Serve a connection; return whether its socket has become a WebSocket's."""
+        handler: Handler | None = None
+        if not self.door.has_routes:
+            handler = self.handler_class(sock, peer, self)
+        else:
+            began = now()
+            first = self._read_first(sock)
+            if not first:
+                return False
+            verdict = self.door.open_at_once(first, sock, peer)
+            if verdict is True:
+                return True
+            handler = self.handler_class(sock, peer, self, first=first, spent=now() - began)
+            if verdict:
+                handler.verdict = verdict
+        handler.handle()
+        return handler.upgraded
+
+    def _read_first(self, sock: Any) -> bytes:
+        """Return the first bytes of a connection; none if it ends, or takes too long."""
+        limit = gevent.Timeout.start_new(self.door.config.request_timeout)
+        try:
+            return bytes(sock.recv(FIRST))
+        except OSError:
+            return b""
+        except gevent.Timeout as exc:
+            if exc is not limit:
+                raise
+            self.door.counters["requests_timed_out"] += 1
+            return b""
+        finally:
+            limit.close()
 
     def wrap_socket_and_handle(self, client_socket: Any, address: Address) -> None:
         peer, peers = shown(address), self.door.peers
@@ -79,13 +115,12 @@ class _Server(WSGIServer):  # type: ignore[misc]
             peers.leave(peer)
 
     def _handle_by_tls(self, sock: Any, peer: Address) -> None:
-        handler = None
+        upgraded = False
         try:
-            handler = self.handler_class(sock, peer, self)
-            handler.handle()
+            upgraded = self._serve(sock, peer)
         finally:
             # Not if it was handed over.
-            if handler is None or not handler.upgraded:
+            if not upgraded:
                 sock.close()
 
     def _shake_hands(self, client_socket: Any) -> Any:
@@ -140,6 +175,8 @@ class HttpListener:
                 context.load_cert_chain(config.certfile, config.keyfile)
             except (OSError, ssl.SSLError) as exc:
                 raise CertificateError(f"The certificate cannot be used for TLS: {exc}.") from exc
+            # It costs us a handshake and the peer a few bytes; TLS 1.3 has none.
+            context.options |= ssl.OP_NO_RENEGOTIATION
             tracing.log_secrets(context)
             options["ssl_context"] = context
         # A pool, or stopping would not know of the connections that are open. The access log is

@@ -9,12 +9,13 @@ application. How long requests may take, and how they may look, is http.py's.
 
 from __future__ import annotations
 
+import _socket
 import logging
 from dataclasses import dataclass
 from typing import Any
 
 import gevent
-from gevent import Greenlet, monkey
+from gevent import Greenlet
 from gevent.pool import Group
 
 from ..config import ServerConfig
@@ -31,12 +32,11 @@ from .gate import INTERNAL_ERROR, Gate
 from .http import LimitedHandler
 from .lazy import LazyHandler
 from .peers import Peers
+from .quick import read_upgrade
 
 __all__ = ["Door", "Handler"]
 
 logger = logging.getLogger("gwt.server")
-
-_socket = monkey.get_original("socket", "socket")
 
 
 class _HandlerGreenlet(Greenlet):  # type: ignore[misc]
@@ -76,6 +76,9 @@ class Door(Gate):
         self._connections = connections
         self._handlers = handlers
 
+        # Whether any request can be for a route.
+        self.has_routes = app.serves("websocket")
+
         # Of each route, its options with the server's.
         self._configs: dict[Route, ServerConfig] = {}
 
@@ -111,6 +114,26 @@ class Door(Gate):
             return refusal(Reject(500))
         return _Admitted(request, route, params, config, answer, agreement)
 
+    def open_at_once(self, first: bytes, sock: Any, peer: Any) -> bool | Refusal:
+        """
+        Open a WebSocket if the first bytes of a connection are a whole request for one of a route.
+
+        Takes the socket, then. False says that nothing was done; a Refusal, that middleware was
+        asked, and how the request is to be answered.
+        """
+        quick = read_upgrade(first)
+        if quick is None:
+            return False
+        target, headers, early = quick
+        verdict = self.read("GET", "HTTP/1.1", target, headers.items(), peer)
+        if isinstance(verdict, Refusal):
+            return False
+        admitted = self.knock(*verdict)
+        if isinstance(admitted, _Admitted):
+            self.let_in(admitted, own(sock), early)
+            return True
+        return admitted or False
+
     def enter(self, websocket: WebSocket) -> None:
         super().enter(websocket)
         try:
@@ -123,7 +146,7 @@ class Door(Gate):
 
     def let_in(self, admitted: _Admitted, sock: Any, early: bytes) -> None:
         """Open a WebSocket on a socket, in a greenlet of its own. Never waits."""
-        connection = TcpConnection(sock)
+        connection = TcpConnection(sock, peer=admitted.request.remote_address)
         websocket = WebSocket.over(
             connection, admitted.agreement, admitted.request, admitted.config, is_client=False
         )
@@ -172,6 +195,14 @@ class Door(Gate):
             )
 
 
+def own(sock: Any) -> Any:
+    """Return a socket with the descriptor of one that the server closes; TLS is its own already."""
+    if hasattr(sock, "pending"):
+        return sock
+    # Not gevent's: its sockets have watchers of their own, which nothing here needs.
+    return _socket.socket(sock.family, sock.type, sock.proto, sock.detach())
+
+
 def _response(answer: Refusal) -> bytes:
     """Return a whole answer as bytes, for where pywsgi has gone already."""
     head = f"HTTP/1.1 {answer.status} {phrase(answer.status)}\r\n"
@@ -179,8 +210,19 @@ def _response(answer: Refusal) -> bytes:
     return head.encode() + answer.body
 
 
+class _NoInput:
+    """The body of a request that has none, as pywsgi asks for it when it is done."""
+
+    @staticmethod
+    def _discard() -> None:
+        pass
+
+
 class Handler(LazyHandler, LimitedHandler):
     """One HTTP/1.1 connection, until it ends or becomes a WebSocket."""
+
+    # What was decided about the first request already.
+    verdict: Refusal | None = None
 
     def limits(self) -> tuple[ServerConfig, Counters]:
         return self.gate.config, self.gate.counters
@@ -190,17 +232,25 @@ class Handler(LazyHandler, LimitedHandler):
         door: Door = self.server.door
         return door
 
+    def get_environ(self) -> Any:
+        if self.asks_for_websocket():
+            # Made if the application is to have it: a route has no use for one.
+            self.wsgi_input = _NoInput
+            return {}
+        return super().get_environ()
+
+    def log_request(self) -> None:
+        # pywsgi would make a line of each request, for a log that the server has not.
+        pass
+
     def run_request(self, asked: UpgradeRequest, request: Request) -> None:
-        verdict = self.gate.knock(asked, request)
+        verdict = self.verdict or self.gate.knock(asked, request)
         if verdict is None:
+            self.environ = super().get_environ()
             super().run_request(asked, request)
         elif isinstance(verdict, Refusal):
             self.refuse(verdict)
         else:
             sock, early = self.take()
             self.environ = None
-            if not self.server.ssl_enabled:
-                # The server closes the object that it knows; and gevent's sockets have watchers of
-                # their own, which nothing here needs.
-                sock = _socket(sock.family, sock.type, sock.proto, sock.detach())
-            self.gate.let_in(verdict, sock, early)
+            self.gate.let_in(verdict, own(sock), early)

@@ -181,7 +181,10 @@ class TestFailures:
     @pytest.mark.parametrize(
         ("answer", "text"),
         [
-            (b"HTTP/1.1 407 Who?\r\n\r\n", r"HTTP status 407 \(Who\?\): a user and password"),
+            (
+                b"HTTP/1.1 407 Who?\r\n\r\n",
+                r"HTTP status 407 \(Who\?\): user and password are missing",
+            ),
             (b"HTTP/1.1 403\r\n\r\n", "HTTP status 403"),
             (b"HTTP/1.1 502 No such host\r\n\r\n", r"name.test:80 .*502 \(No such host\)"),
             (b"hello\r\n\r\n", "no answer of HTTP"),

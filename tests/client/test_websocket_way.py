@@ -211,6 +211,27 @@ class TestGivenSockets:
             gwt.connect("ws://name.test/", sock=socket.socket())
 
 
+@pytest.mark.parametrize("scheme", ["ws", "wss"])
+def test_a_socket_that_carries_no_stream_is_refused_and_stays_the_callers(scheme):
+    with gevent.socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sock:
+        with pytest.raises(gwt.ConfigError, match="stream socket"):
+            gwt.connect(f"{scheme}://name.test/", sock=sock)
+        assert sock.fileno() >= 0
+
+
+@pytest.mark.parametrize("kind", [socket.socket, gevent.socket.socket])
+def test_a_socket_that_is_closed_is_refused(kind):
+    sock = kind()
+    sock.close()
+    with pytest.raises(gwt.ConfigError, match="stream socket"):
+        gwt.connect("ws://name.test/", sock=sock)
+
+
+def test_a_context_for_servers_is_refused():
+    with pytest.raises(gwt.ConfigError, match="of a client"):
+        gwt.connect("wss://name.test/", ssl=ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER))
+
+
 @pytest.fixture(scope="module")
 def files(tmp_path_factory):
     identity = certificates.generate(["localhost", "127.0.0.1", "name.test"])

@@ -19,7 +19,7 @@ from gevent import subprocess
 import gwt
 from tests.helpers import eventually
 
-__all__ = ["APPS", "GUNICORN", "HOSTS", "Host", "everything", "serving"]
+__all__ = ["APPS", "GUNICORN", "HOSTS", "ROOT", "Host", "everything", "serving"]
 
 ROOT = Path(__file__).resolve().parents[2]
 APPS = ROOT / "tests" / "integrations" / "apps"
@@ -91,11 +91,17 @@ def everything(sock: Any) -> bytes:
 
 @contextmanager
 def serving(host: str, app: str, *files: str) -> Iterator[Host]:
-    """Serve "MODULE:ATTR" of tests/integrations/apps; `files` are a certificate and its key."""
+    """
+    Serve "MODULE:ATTR" of tests/integrations/apps; `files` are a certificate and its key.
+
+    A host that is none of HOSTS is a worker of gunicorn's, or "python" for a script as it is.
+    """
     listening = None
     options: dict[str, Any] = {}
     if host == "pywsgi":
         command = ["serve.py", app, *files]
+    elif host == "python":
+        command = [app]
     elif host == "gwt serve":
         command = ["-m", "gwt", "serve", app, "--bind", "127.0.0.1:0", "--no-http3"]
     else:

@@ -8,7 +8,7 @@ import pytest
 
 import gwt
 from tests.helpers import eventually
-from tests.helpers.hosts import HOSTS, Host, serving
+from tests.helpers.hosts import APPS, HOSTS, ROOT, Host, serving
 
 
 @pytest.fixture(
@@ -71,3 +71,10 @@ def test_a_view_that_fails_closes_with_an_error(server: Host) -> None:
         assert caught.value.code == 1011
     # Told once, by the framework.
     eventually(lambda: server.output.count("KeyError") > before)
+
+
+@pytest.mark.parametrize("app", ["flask", "django", "bottle"])
+def test_the_documentation_shows_the_view_as_it_is(app: str) -> None:
+    code = (APPS / f"{app}_app.py").read_text()
+    [view] = [part.strip() for part in code.split("\n\n\n") if "def ws(" in part]
+    assert f"```python\n{view}\n```" in (ROOT / "docs" / "wsgi.md").read_text()

@@ -385,3 +385,13 @@ def test_without_gunicorn_it_says_what_is_missing(monkeypatch: pytest.MonkeyPatc
     monkeypatch.delitem(sys.modules, "gwt.integrations.gunicorn", raising=False)
     with pytest.raises(ImportError, match=r"gwt\.integrations\.gunicorn needs gunicorn"):
         importlib.import_module("gwt.integrations.gunicorn")
+
+
+def test_without_what_gunicorn_needs_it_says_what_to_install() -> None:
+    script = "import sys; sys.modules['packaging.version'] = None; import gwt.integrations.gunicorn"
+    result = subprocess.run(
+        [sys.executable, "-c", script], cwd=ROOT, capture_output=True, text=True, timeout=20
+    )
+    assert result.returncode == 1
+    last = result.stderr.splitlines()[-1]
+    assert "pip install 'gunicorn[gevent]'" in last and "packaging.version" in last

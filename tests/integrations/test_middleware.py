@@ -206,6 +206,19 @@ def test_an_application_without_a_route_has_a_lazy_one(host: Host) -> None:
         assert ws.close_code == 1000
 
 
+def test_an_application_may_take_the_socket_itself(host: Host) -> None:
+    if "pywsgi" in host.name:
+        pytest.skip("it has no name for its socket")
+    with host.dial() as sock:
+        sock.sendall(asked("/own"))
+        reply = b""
+        while not reply.endswith(b"\r\n\r\n"):
+            reply += sock.recv(1)
+        sock.sendall(b"hello")
+        assert reply.startswith(b"HTTP/1.1 101 ")
+        assert sock.recv(100) == b"hello"
+
+
 def test_an_application_refuses(host: Host) -> None:
     with pytest.raises(gwt.SessionRejected) as caught:
         host.connect("/401")
@@ -473,7 +486,7 @@ def test_an_application_that_began_to_answer_cannot_accept() -> None:
         def __iter__(self) -> Iterator[bytes]:
             yield b""
             yield b"one"
-            with pytest.raises(RuntimeError, match="begun to answer"):
+            with pytest.raises(gwt.WebSocketClosedError, match="answered without it"):
                 self.ws.accept()
             yield b"two"
 
@@ -485,11 +498,23 @@ def test_an_application_that_began_to_answer_cannot_accept() -> None:
         result.ws = environ["wsgi.websocket"]  # type: ignore[attr-defined]
         start_response("500 Error", [])
         start_response("200 OK", [], (None, None, None))(b"zero")
+        with pytest.raises(RuntimeError, match="begun to answer"):
+            result.ws.accept()  # type: ignore[attr-defined]
         return result
 
     # respond() does not close what it iterates, as a server would.
     assert respond(WebSocketMiddleware(app)) == ("200 OK", {}, b"zeroonetwo")
     assert not closed
+
+
+def test_a_refusal_has_one_length() -> None:
+    def app(environ: dict[str, Any], start_response: Any) -> list[bytes]:
+        headers = {"Content-Length": "7", "Transfer-Encoding": "chunked", "Connection": "x"}
+        environ["wsgi.websocket"].reject(403, headers, b"no")
+        return []
+
+    expected = ("403 Forbidden", {"Content-Length": "2"}, b"no")
+    assert respond(WebSocketMiddleware(app)) == expected
 
 
 def test_results_of_applications_are_closed() -> None:

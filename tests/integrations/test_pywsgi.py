@@ -306,16 +306,50 @@ def test_it_can_be_refused(how: str) -> None:
     assert " 403 " in where.log.getvalue()
 
 
-def test_a_status_that_is_none_is_refused_before_anything_is_sent() -> None:
+def test_one_that_was_not_used_does_not_take_the_next_request(serve: Any) -> None:
+    kept: list[Any] = []
+    ended: list[Any] = []
+    errors: list[str] = []
+
+    def app(environ: dict[str, Any], start_response: Any) -> list[bytes]:
+        if not kept:
+            kept.append(environ["wsgi.websocket"])
+            kept[0].on_end(ended.append)
+        else:
+            ws = kept[0]
+            for use in (ws.accept, ws.recv, lambda: ws.send("x"), ws.ping, lambda: next(iter(ws))):
+                with pytest.raises(gwt.WebSocketClosedError, match="answered without it") as caught:
+                    use()
+                errors.append(str(caught.value))
+            with pytest.raises(RuntimeError, match="answered already"):
+                ws.reject(403)
+            ws.close()
+            assert ws.closed and ws.state is WebSocketState.CLOSED and ws.close_code == 1006
+        start_response("401 Unauthorized", [("Content-Length", "0")])
+        return []
+
+    with serve(app) as where:
+        for _ in range(2):
+            with pytest.raises(gwt.SessionRejected) as caught:
+                connect(where)
+            assert caught.value.status == 401
+    assert ended == kept and len(errors) == 5
+
+
+def test_what_cannot_be_an_answer_is_refused_before_anything_is_sent() -> None:
     def app(environ: dict[str, Any], start_response: Any) -> list[bytes]:
         for status in (200, 101, 600):
             with pytest.raises(gwt.ConfigError):
                 environ["wsgi.websocket"].reject(status)
-        environ["wsgi.websocket"].reject(404)
+        for header in (("X", "a\r\nSet-Cookie: b"), ("X Y", "a"), ("X", "\u20ac"), ("", "a")):
+            with pytest.raises(gwt.ConfigError, match="cannot be sent"):
+                environ["wsgi.websocket"].reject(403, [header])
+        environ["wsgi.websocket"].reject(404, {"Retry-After": 5})
         return []
 
     with serving(app) as where:
-        assert told(where, asked()).startswith(b"HTTP/1.1 404 ")
+        reply = told(where, asked())
+    assert reply.startswith(b"HTTP/1.1 404 ") and b"\r\nRetry-After: 5\r\n" in reply
 
 
 @pytest.mark.parametrize(
@@ -341,6 +375,56 @@ def test_other_origins_when_they_are_listed() -> None:
     with serving(echo, handler) as where, connect(where, origin="https://friend.example") as ws:
         ws.send("x")
         assert ws.recv(5) == "x"
+
+
+@pytest.mark.parametrize("tls", [False, True])
+@pytest.mark.parametrize("before", [b"", b"GET / HTTP/1.1\r\nHost: localhost\r\n\r\n"])
+@pytest.mark.parametrize("begun", [b"GET / HT", asked()[:-10]])
+def test_half_a_handshake_is_not_waited_for(
+    begun: bytes, before: bytes, tls: bool, tmp_path: Any
+) -> None:
+    handler = WebSocketHandler.with_options(request_timeout=0.1)
+    options = {}
+    if tls:
+        server_side = gevent.ssl.SSLContext(gevent.ssl.PROTOCOL_TLS_SERVER)
+        server_side.load_cert_chain(*certificates.write(tmp_path, certificates.generate()))
+        options["ssl_context"] = server_side
+    with serving(plain, handler, **options) as where:
+        sock = gevent.socket.create_connection(where.address, timeout=5)
+        if tls:
+            context = gevent.ssl.SSLContext(gevent.ssl.PROTOCOL_TLS_CLIENT)
+            context.check_hostname, context.verify_mode = False, gevent.ssl.CERT_NONE
+            sock = context.wrap_socket(sock)
+        with sock:
+            sock.sendall(before)
+            reply = b""
+            while before and b"\r\n\r\nplain" not in reply:
+                reply += sock.recv(65536)
+            # Before a request there is all the time that pywsgi gives.
+            with pytest.raises(TimeoutError):
+                sock.settimeout(0.2)
+                sock.recv(65536)
+            sock.settimeout(5)
+            sock.sendall(begun)
+            assert b"".join(iter(lambda: sock.recv(65536), b"")).startswith(b"HTTP/1.1 408 ")
+        assert handler.gate.counters["requests_timed_out"] == 1
+    assert where.log.getvalue().count("\n") == bool(before) + 1
+
+
+def test_an_application_has_more_time_than_a_header() -> None:
+    def slow(environ: dict[str, Any], start_response: Any) -> list[bytes]:
+        body = environ["wsgi.input"].read(1)
+        gevent.sleep(0.05)
+        start_response("200 OK", [])
+        return [body]
+
+    with serving(slow, WebSocketHandler.with_options(request_timeout=0.03)) as where:
+        head = b"POST / HTTP/1.1\r\nHost: localhost\r\nContent-Length: 1\r\n"
+        with gevent.socket.create_connection(where.address, timeout=5) as sock:
+            sock.sendall(head + b"Connection: close\r\n\r\n")
+            gevent.sleep(0.05)
+            sock.sendall(b"x")
+            assert b"".join(iter(lambda: sock.recv(65536), b"")).startswith(b"HTTP/1.1 200 ")
 
 
 def test_requests_beyond_the_limit_are_refused() -> None:

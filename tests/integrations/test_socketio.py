@@ -17,12 +17,15 @@ DRIVERS = {"raw socket": "socketio_app:app", "wsgi.websocket": "socketio_driver_
 
 @pytest.fixture(
     scope="module",
-    params=[(host, driver) for host in HOSTS for driver in DRIVERS],
+    params=[
+        *[(host, driver) for host in HOSTS for driver in DRIVERS],
+        ("python", "socketio_run.py"),
+    ],
     ids=lambda each: ", ".join(each),
 )
 def server(request: pytest.FixtureRequest) -> Iterator[Host]:
     host, driver = request.param
-    with serving(host, DRIVERS[driver]) as running:
+    with serving(host, DRIVERS.get(driver, driver)) as running:
         yield running
 
 

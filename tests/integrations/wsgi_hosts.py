@@ -107,6 +107,12 @@ def plain(environ: dict[str, Any], start_response: Any) -> Any:
         # As Flask does for what a view returns.
         start_response("200 OK", [("Content-Length", "7")])
         return [b"ignored"]
+    elif path == "/own":
+        # As flask-sock does, which speaks WebSocket by itself, on the server's socket.
+        sock = environ.get("gunicorn.socket") or environ["werkzeug.socket"]
+        sock.sendall(b"HTTP/1.1 101 Switching Protocols\r\n\r\n")
+        sock.sendall(sock.recv(5))
+        raise StopIteration if "gunicorn.socket" in environ else ConnectionError
     elif path == "/swallow":
         ws.recv()
         # As Flask does for what a view raises.

@@ -248,6 +248,19 @@ def test_closing_does_not_wait_for_ever(ends):
     eventually(lambda: connection.closed)
 
 
+@pytest.mark.parametrize("full", [False, True])
+def test_nothing_is_waited_for_when_the_peer_is_done_and_everything_was_taken(full):
+    ours, theirs = sockets()
+    with using(ours, theirs) as (connection, _):
+        data = b"last" * (1_000_000 if full else 1)
+        connection.send(data)
+        assert bool(connection.queued) is full
+        connection.close(done=True)
+        assert connection.closed is not full
+        assert drain(theirs, len(data)) == data
+        assert theirs.recv(1) == b""
+
+
 def test_aborting_is_at_once(ends):
     connection, receiver, _ = ends
     connection.write([bytes(20_000_000)])

@@ -110,6 +110,48 @@ class TestSeam:
         assert encode(message) == FrameProtocol(False, []).send_data(message)
 
 
+class TestControlFrames:
+    """Everyday control frames take a short way; it may differ in nothing."""
+
+    FRAMES = (
+        *((first, payload) for first in (0x89, 0x8A) for payload in (b"", b"x", b"y" * 125)),
+        *((0x88, struct.pack("!H", code) + b"why") for code in (1000, 1001, 1002, 3000, 4999)),
+        *((0x88, struct.pack("!H", code)) for code in (0, 999, 1004, 1005, 1006, 1015, 2000, 5000)),
+        (0x88, b""),
+        (0x88, b"\x03"),
+        (0x88, b"\x03\xe8\xff"),
+        (0x89, b"y" * 126),
+        (0x09, b"not final"),
+        (0xC9, b"reserved"),
+        (0x8B, b"unknown"),
+    )
+
+    @pytest.mark.parametrize("client", [True, False])
+    @pytest.mark.parametrize("within", [False, True])
+    @pytest.mark.parametrize(("first", "payload"), FRAMES)
+    def test_both_ways_say_the_same(self, monkeypatch, client, within, first, payload):
+        data = encode_frame(0x01, b"pa", not client) if within else b""
+        data += encode_frame(first, payload, not client)
+        data += encode_frame(0x80 if within else 0x81, b"rt", not client)
+        said = []
+        for fast in (True, False):
+            monkeypatch.setattr(websocket, "FAST", fast)
+            protocol = make(client)
+            # Our own frames are masked at random.
+            monkeypatch.setattr("gwt.protocol.wsframes.os.urandom", lambda size: b"\1\2\3\4"[:size])
+            protocol.ping(b"x", 0.0)
+            said.append((give(protocol, data), protocol.data_to_send(), protocol.state))
+        assert said[0] == said[1]
+
+    def test_one_that_is_not_whole_waits(self):
+        protocol = make()
+        frame = from_client(0x89, b"ping")
+        for cut in range(len(frame)):
+            assert protocol.receive_data(frame[cut : cut + 1], 0.0) == (
+                [Ping(b"ping")] if cut == len(frame) - 1 else []
+            )
+
+
 class TestOneMessage:
     """Bytes that are just one message need not be taken by receive_data()."""
 
@@ -430,6 +472,14 @@ class TestClosing:
         assert protocol.on_timer(7.9) == []
         assert protocol.on_timer(8.0) == [Closed(None, (1000, ""), False)]
         assert protocol.next_timer() is None
+
+    @pytest.mark.parametrize(
+        ("usual", "within", "due"), [(3.0, 1.0, 6.0), (1.0, 3.0, 6.0), (None, 1.0, 6.0)]
+    )
+    def test_less_time_for_the_answer(self, usual, within, due):
+        protocol = make(close_timeout=usual)
+        protocol.close(now=5.0, within=within)
+        assert protocol.next_timer() == due
 
     def test_no_limit_to_the_answer(self):
         protocol = make(close_timeout=None)

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import logging
 from contextlib import ExitStack
 
 import gevent.socket
 import pytest
 
 import gwt
+from gwt.server import gate
 from tests.helpers import eventually
 
 
@@ -93,6 +95,29 @@ def test_pages_of_other_origins_are_refused_unless_listed(server, path, host, or
     assert ask(server, path, f"Origin: {origin}", host=host)[0] == status
 
 
+def test_why_a_page_is_refused_is_said_to_it_and_in_the_log_but_not_for_ever(server, caplog):
+    caplog.set_level(logging.WARNING, "gwt.server")
+    why = "A page of 'https://shop.test' may not connect to 'app:8000': see origins."
+    for _ in range(20):
+        with gevent.socket.create_connection(server.address, timeout=5) as sock:
+            sock.sendall(request("/ws", "Origin: https://shop.test", host="app:8000"))
+            reply = b"".join(iter(lambda s=sock: s.recv(65536), b"")).decode()
+        first, _, body = reply.partition("\r\n\r\n")
+        assert first.startswith("HTTP/1.1 403 ") and "\r\nContent-Type: text/plain" in first
+        assert body == f"{why}\n"
+    assert 1 <= len(caplog.messages) <= 5
+    assert set(caplog.messages) == {f"Refused with status 403: {why}"}
+
+
+def test_how_messages_are_compressed_can_be_said():
+    app = gwt.App()
+    how = gwt.Compression(threshold=0, no_context_takeover=False)
+    app.websocket("/ws", compression=how)(lambda ws: None)
+    with gwt.Server(app, "127.0.0.1:0", http3=False) as server:
+        status, *lines = ask(server, "/ws", "Sec-WebSocket-Extensions: permessage-deflate")
+    assert status == "101" and "Sec-WebSocket-Extensions: permessage-deflate" in lines
+
+
 def test_middleware_does_not_say_how_long_its_body_is():
     app = gwt.App()
     app.websocket("/ws")(lambda ws: None)
@@ -142,3 +167,23 @@ def test_those_that_never_answer_do_not_hold_up_the_end():
             while more := sock.recv(2**20):
                 last = (last + more)[-40:]
             assert last.endswith(b"\x03\xe9The server is stopping")
+
+
+def test_one_that_never_answers_is_given_up_long_before_the_others(monkeypatch):
+    monkeypatch.setattr(gate, "FAREWELL", 0.05)
+    app = gwt.App()
+    ends = []
+
+    @app.websocket("/ws")
+    def handler(ws):
+        with pytest.raises(gwt.WebSocketClosedError, match="no close frame came back") as caught:
+            ws.recv()
+        ends.append(caught.value.sent)
+
+    with gwt.Server(app, "127.0.0.1:0", http3=False) as server, ExitStack() as stack:
+        sock = stack.enter_context(gevent.socket.create_connection(server.address, timeout=5))
+        sock.sendall(request("/ws"))
+        assert head(sock)[0] == "101"
+        # Without a limit: the handler's end is waited for.
+        server.stop(timeout=None)
+    assert ends == [(1001, "The server is stopping")]

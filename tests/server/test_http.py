@@ -11,6 +11,7 @@ from contextlib import contextmanager
 from typing import Any
 
 import gevent
+import gevent.event
 import gevent.socket
 import pytest
 from gevent import ssl
@@ -70,7 +71,11 @@ def ask(server: gwt.Server, data: bytes) -> bytes:
 def options(request: pytest.FixtureRequest, tmp_path: Any) -> dict[str, Any]:
     if request.param == "plain":
         return {}
-    cert, key = certificates.write(tmp_path, certificates.generate())
+    return by_tls(tmp_path)
+
+
+def by_tls(directory: Any) -> dict[str, Any]:
+    cert, key = certificates.write(directory, certificates.generate())
     return {"certfile": cert, "keyfile": key}
 
 
@@ -329,3 +334,63 @@ class TestResponsesThatAreNotRead:
             eventually(lambda: server.stats().get("responses_stalled"))
         # Not before it held still.
         assert next(kernel) == 1
+
+
+POST = b"POST / HTTP/1.1\r\n" + HOST
+
+
+class TestPeersThatBreakOff:
+    @pytest.mark.parametrize("rate", [None, 1000])
+    @pytest.mark.parametrize(
+        "begun",
+        [
+            POST + b"Content-Length: 10\r\n\r\nabc",
+            POST + b"Transfer-Encoding: chunked\r\n\r\n5\r\nab",
+            POST + b"Transfer-Encoding: chunked\r\n\r\n",
+        ],
+        ids=["length", "chunk", "chunks"],
+    )
+    def test_within_a_body_leave_no_traceback(self, begun, rate, options, capsys):
+        asked = gevent.event.Event()
+        errors: list[OSError] = []
+
+        def reading(environ: dict[str, Any], start_response: Any) -> list[bytes]:
+            asked.set()
+            try:
+                return counting(environ, start_response)
+            except OSError as exc:
+                errors.append(exc)
+                raise
+
+        with serving(reading, min_body_rate=rate, **options) as server:
+            with dialled(server, begun):
+                asked.wait()
+            eventually(lambda: server.stats()["http_connections"] == 0)
+        assert len(errors) <= 1 and not any(isinstance(each, ssl.SSLError) for each in errors)
+        assert "Traceback" not in capsys.readouterr().err
+
+    @pytest.mark.parametrize("path", [b"/", b"/ws"])
+    def test_tls_leave_no_traceback(self, path, tmp_path, capsys):
+        asked, go = gevent.event.Event(), gevent.event.Event()
+
+        def answering(environ: dict[str, Any], start_response: Any) -> list[bytes]:
+            asked.set()
+            go.wait()
+            return respond(start_response, bytes(2**20))
+
+        upgrade = b"Upgrade: websocket\r\n" if path == b"/ws" else b""
+        with serving(answering, **by_tls(tmp_path)) as server:
+            request = b"GET " + path + b" HTTP/1.1\r\n" + HOST + upgrade + b"\r\n"
+            with dialled(server, request) as sock:
+                if not upgrade:
+                    asked.wait()
+                # A record that nobody can decipher, below TLS.
+                gevent.socket.socket.sendall(sock, b"\x17\x03\x03\x00\x20" + bytes(32))
+            go.set()
+            eventually(lambda: server.stats()["http_connections"] == 0)
+        assert capsys.readouterr().err == ""
+
+    def test_tls_is_not_negotiated_twice(self, tmp_path):
+        with serving(**by_tls(tmp_path)) as server:
+            context = server._tcp._server.wrap_socket.__self__
+            assert context.options & ssl.OP_NO_RENEGOTIATION

@@ -24,27 +24,32 @@ def options(request: pytest.FixtureRequest, tmp_path: Any) -> dict[str, Any]:
     return {"certfile": cert, "keyfile": key}
 
 
-class Environ(dict):
-    """An environ that a weak reference can watch."""
-
-
 @pytest.mark.parametrize("middleware", [False, True])
-def test_a_websocket_keeps_nothing_of_its_request(options, middleware, monkeypatch):
+@pytest.mark.parametrize("way", ["short", "long"])
+def test_a_websocket_keeps_nothing_of_its_request(options, middleware, way, monkeypatch):
     watched: dict[str, Any] = {}
+    knock = upgrade.Door.knock
+
+    def knocking(*args):
+        watched["greenlet"] = weakref.ref(gevent.getcurrent())
+        return knock(*args)
+
+    monkeypatch.setattr(upgrade.Door, "knock", knocking)
+    if way == "long":
+        monkeypatch.setattr(upgrade.Door, "open_at_once", lambda *_: False)
+    environs: list[Any] = []
     get_environ = upgrade.Handler.get_environ
 
     def watching(handler):
-        environ = get_environ(handler)
+        environs.append(get_environ(handler))
         parts = {
             "handler": handler,
             "rfile": handler.rfile,
             "raw": handler.rfile.raw,
             "headers": handler.headers,
-            "environ": environ,
-            "greenlet": gevent.getcurrent(),
         }
         watched.update((name, weakref.ref(part)) for name, part in parts.items())
-        return environ
+        return environs[-1]
 
     monkeypatch.setattr(upgrade.Handler, "get_environ", watching)
     app = gwt.App()
@@ -57,13 +62,13 @@ def test_a_websocket_keeps_nothing_of_its_request(options, middleware, monkeypat
         leave.wait()
 
     with gwt.Server(app, "127.0.0.1:0", http3=False, **options) as server:
-        server._tcp._server.environ_class = Environ
         scheme = "wss" if options else "ws"
         gc.collect()
         gc.disable()
         try:
             ws = gwt.connect("{}://{}:{}/x".format(scheme, *server.address), verify=not options)
-            assert len(watched) == 6
+            assert len(watched) == (5 if way == "long" else 1)
+            assert environs == ([{}] if way == "long" else []), "a route has no use for one"
             assert server.stats()["handlers"] == 1
             # Without the collector: there are no cycles to be broken either.
             eventually(lambda: not [name for name, ref in watched.items() if ref() is not None])
