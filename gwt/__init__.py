@@ -52,7 +52,12 @@ if TYPE_CHECKING:
         WebSocketClosedOK,
         WebSocketError,
     )
-    from .manager import DatagramApplicationServer, StatelessServer
+    from .manager import (
+        BroadcastResult,
+        DatagramApplicationServer,
+        StatelessServer,
+        WebSocketManager,
+    )
     from .protocol.deflate import Compression
     from .request import Request
     from .server import App, Server, serve
@@ -108,6 +113,7 @@ _HOMES = {
         "WebSocketClosedOK",
         "WebSocketError",
     ],
+    "manager": ["BroadcastResult", "WebSocketManager"],
     "protocol.deflate": ["Compression"],
     "manager": ["DatagramApplicationServer", "StatelessServer"],
     "request": ["Request"],
@@ -127,6 +133,7 @@ _HOME = {name: module for module, names in _HOMES.items() for name in names}
 __all__ = [
     "App",
     "ApplicationClosed",
+    "BroadcastResult",
     "CertificateError",
     "ClientConfig",
     "ClientError",
@@ -172,6 +179,7 @@ __all__ = [
     "WebSocketClosedError",
     "WebSocketClosedOK",
     "WebSocketError",
+    "WebSocketManager",
     "WebTransportClient",
     "WebTransportConnection",
     "WebTransportReceiveStream",

@@ -33,7 +33,7 @@ from .websocket_common import (
     protocol_on,
     typed,
 )
-from .websocket_driver import Driver
+from .websocket_offer import Offers
 
 __all__ = ["WebSocket"]
 
@@ -41,7 +41,7 @@ __all__ = ["WebSocket"]
 _HIGH_WATER = 64 * 1024
 
 
-class WebSocket(Driver):
+class WebSocket(Offers):
     """
     One WebSocket. recv() and iteration give its messages, send() sends one.
 
@@ -52,7 +52,6 @@ class WebSocket(Driver):
 
     __slots__ = (
         "__weakref__",
-        "_fragmenting",
         "_reading",
         "_skipping",
         "_thread",
@@ -87,9 +86,6 @@ class WebSocket(Driver):
 
         # Whether the rest of a message that recv_streaming() left is on its way.
         self._skipping = False
-
-        # Whether a message in fragments is being sent.
-        self._fragmenting = False
 
     @classmethod
     def over(
@@ -177,7 +173,7 @@ class WebSocket(Driver):
     def stats(self) -> dict[str, Any]:
         """Return counters: frames, bytes, and what waits."""
         return {
-            **self._protocol.stats(),
+            **super().stats(),
             "messages_discarded": self._discarded,
             "messages_unread": len(self._unread),
             "bytes_unsent": self._connection.queued,
@@ -316,6 +312,7 @@ class WebSocket(Driver):
             and self._error is None
             and self._protocol.state == "open"
             and not self._fragmenting
+            and not self._box
             and self._connection.queued <= _HIGH_WATER
         ):
             self._connection.send(self._protocol.encoded(message))  # type: ignore[arg-type]
@@ -344,6 +341,7 @@ class WebSocket(Driver):
 
     def _send_pieces(self, pieces: Iterable[Data], text: bool | None, deadline: Deadline) -> None:
         self._wait_turn(deadline)
+        self.send_offered()
         self._fragmenting = True
         kind: bool | None = None
         try:
@@ -370,7 +368,7 @@ class WebSocket(Driver):
                 )
             raise
         finally:
-            self._fragmenting = False
+            self._end_fragments()
             self._writable.notify()
 
     def _check_open(self) -> None:

@@ -139,6 +139,11 @@ class Driver:
         else:
             self._end_callbacks.append(callback)
 
+    def off_end(self, callback: Callable[[Any], None]) -> None:
+        """Forget a callback that on_end() was given; idempotent."""
+        if self._end_callbacks and callback in self._end_callbacks:
+            self._end_callbacks.remove(callback)
+
     def data_received(self, data: bytes) -> None:
         """Fed from the connection."""
         # Mostly it is one message, which moves no deadline and is not answered.

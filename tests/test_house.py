@@ -48,6 +48,7 @@ FLOORS = {
     "gwt.websocket_common": 3,
     "gwt.websocket_driver": 3,
     "gwt.websocket_lazy": 3,
+    "gwt.websocket_offer": 3,
     "gwt.certificates": 3,
     "gwt.server": 4,
     "gwt.client": 4,

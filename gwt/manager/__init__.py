@@ -1,9 +1,9 @@
 """
-Managers: who is alive, who is idle, which application serves whom. Duck-typed, without wire
-knowledge; beyond floor 0 they know a few tools of net/ only.
+Managers: who is alive, who is idle, who hears whom, which application serves whom. Duck-typed,
+without wire knowledge; beyond floor 0 they know a few tools of net/ only.
 
-What a member must offer stands in registry.py. Names are imported when they are first used:
-who manages connections has no use for applications.
+What a member must offer stands in registry.py, and for rooms in members.py. Names are imported when
+they are first used: who manages connections has no use for applications.
 """
 
 from __future__ import annotations
@@ -14,24 +14,30 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from .connection import ConnectionManager
     from .datagram import DatagramApplicationServer
+    from .rooms import BroadcastResult
     from .session import SessionManager
     from .stateless import StatelessServer
     from .stream import StreamManager
+    from .websocket import WebSocketManager
 
 _HOME = {
+    "BroadcastResult": "rooms",
     "ConnectionManager": "connection",
     "DatagramApplicationServer": "datagram",
     "SessionManager": "session",
     "StatelessServer": "stateless",
     "StreamManager": "stream",
+    "WebSocketManager": "websocket",
 }
 
 __all__ = [
+    "BroadcastResult",
     "ConnectionManager",
     "DatagramApplicationServer",
     "SessionManager",
     "StatelessServer",
     "StreamManager",
+    "WebSocketManager",
 ]
 
 

@@ -34,6 +34,9 @@ _WRITE = 1024 * 1024
 # Pieces up to this size together are sent by one system call.
 _JOIN = 64 * 1024
 
+# A piece that waits costs some 200 bytes beside its own; smaller ones are put together.
+_SMALL = 512
+
 # What `queued` is from a write that failed until its receiver is told: whoever sends on has to
 # wait, or the hub that is to tell would never run.
 _BROKEN = 2**62
@@ -86,6 +89,7 @@ class TcpConnection:
         "_reading",
         "_receiver",
         "_sock",
+        "_tail",
         "_tls",
         "_writer",
         "bytes_received",
@@ -114,7 +118,10 @@ class TcpConnection:
 
         # Called once the descriptor is free; whoever lent the socket has to know.
         self.when_closed: Callable[[], None] | None = None
+
+        # Pieces that wait for the socket, and small ones behind them.
         self._output: deque[memoryview] | None = None
+        self._tail: bytearray | None = None
 
         # Bytes that wait for the socket.
         self.queued = 0
@@ -256,59 +263,106 @@ class TcpConnection:
         for piece in pieces:
             self.send(piece)
 
-    def send(self, data: bytes) -> None:
+    def send(self, data: bytes) -> bool:
         """
         Send bytes, or keep what the socket does not take until it does. Never waits.
 
-        The caller sees to it that `queued` stays bounded. What comes after the end goes nowhere.
+        The caller sees to it that `queued` stays bounded. What comes after the end goes nowhere:
+        False says so.
         """
         if self._sock is None or self._closing or not data or self.queued == _BROKEN:
-            return
+            return False
         if self._output is not None:
-            self._output.append(memoryview(data))
-            self.queued += len(data)
-            return
-        sent = self._send(data)
-        if 0 <= sent < len(data):
+            self._queue(data)
+            return True
+        # Not by _send(), since this is the way of every message.
+        try:
+            sent = self._raw.send(data)
+        except _FULL:
+            sent = 0
+        except OSError as exc:
+            self._broken(exc)
+            return False
+        if sent < len(data):
             # Made when it is needed, since an empty one is not small.
             self._output = deque((memoryview(data)[sent:],))
             self.queued = len(data) - sent
             self._watch_writable()
+        return True
 
-    def _send(self, data: bytes | memoryview) -> int:
+    def _queue(self, data: bytes) -> None:
+        self.queued += len(data)
+        if len(data) >= _SMALL:
+            self._end_tail()
+            assert self._output is not None
+            self._output.append(memoryview(data))
+            return
+        if self._tail is None:
+            self._tail = bytearray()
+        self._tail += data
+        if len(self._tail) >= _JOIN:
+            self._end_tail()
+
+    def _end_tail(self) -> None:
+        tail, self._tail = self._tail, None
+        if tail and self._output is not None:
+            self._output.append(memoryview(tail))
+
+    @property
+    def broken(self) -> bool:
+        """Whether a write has failed, and the receiver is going to be told."""
+        return self.queued == _BROKEN
+
+    def push(self) -> None:
+        """Try again now, for who cannot wait until the loop finds that the socket has room."""
+        # What follows when everything is taken is the watcher's: it tells the receiver.
+        self._send_queued()
+
+    def _send(self, data: memoryview) -> int:
         """Return how much the socket took, or -1 if the connection is broken."""
         try:
             return self._raw.send(data)  # type: ignore[no-any-return]
         except _FULL:
             return 0
         except OSError as exc:
-            # Told in the hub: the writer's greenlet is inside of its call.
-            self._forget_output()
-            self.queued = _BROKEN
-            self._loop.run_callback(self._end, exc)
+            self._broken(exc)
             return -1
+
+    def _broken(self, error: OSError) -> None:
+        # Told in the hub: the writer's greenlet is inside of its call.
+        self._forget_output()
+        self.queued = _BROKEN
+        self._loop.run_callback(self._end, error)
 
     def _watch_writable(self) -> None:
         if self._writer is None:
             self._writer = self._loop.io(self._sock.fileno(), _WRITE_EVENT)
             self._writer.start(self._writable)
 
-    def _writable(self) -> None:
+    def _send_queued(self) -> bool:
+        """Send what waits, up to _WRITE bytes; returns whether nothing of it is left."""
         output, room = self._output, _WRITE
-        while output and room > 0:
+        while room > 0:
+            if not output:
+                self._end_tail()
+            if not output:
+                return True
             # A TLS write that has to be repeated must be repeated with the same bytes.
             sent = self._send(output[0])
             if sent < 0:
-                return
+                return False
             self.queued -= sent
             room -= sent
             if sent < len(output[0]):
                 output[0] = output[0][sent:]
                 if not sent:
-                    return
+                    return False
             else:
                 output.popleft()
-        if output:
+        return not self.queued
+
+    def _writable(self) -> None:
+        if not self._send_queued():
             return
         self._forget_output()
         if self._tls and self._reading and not self._closing:
@@ -320,7 +374,7 @@ class TcpConnection:
             self._receiver.drained()
 
     def _forget_output(self) -> None:
-        self._output = None
+        self._output = self._tail = None
         self.queued = 0
         writer, self._writer = self._writer, None
         if writer is not None:

@@ -22,6 +22,7 @@ __all__ = [
     "Inflater",
     "TooMuch",
     "as_compression",
+    "compress_once",
     "confirm",
     "negotiate",
     "offer",
@@ -253,6 +254,18 @@ class TooMuch(Exception):
     """More would be inflated than there is room for. Never leaves the protocol floor."""
 
 
+def _compressor(level: int, bits: int) -> Any:
+    # zlib's memory is 4 windows and 512 << memLevel: both shrink together.
+    return zlib.compressobj(level, zlib.DEFLATED, -bits, min(8, bits - 7))
+
+
+def compress_once(data: bytes, level: int, bits: int) -> bytes:
+    """Compress a message by itself, as every Deflater of these options does that keeps nothing."""
+    compressor = _compressor(level, bits)
+    out: bytes = compressor.compress(data) + compressor.flush(zlib.Z_SYNC_FLUSH)
+    return out[:-4] or b"\x00"
+
+
 class Deflater:
     """Compresses our messages, one after the other."""
 
@@ -267,15 +280,17 @@ class Deflater:
         self.threshold = max(compression.threshold, 1) if self._bits > 8 else 2**63
         self._zlib: Any = None  # the types of zlib are private
 
+    @property
+    def kind(self) -> tuple[int, ...] | None:
+        """What its messages depend on, without context takeover; None with it."""
+        return (self._level, self._bits, self.threshold) if self._forget else None
+
     def compress(self, data: bytes, *, final: bool) -> bytes:
         """Compress a part of a message; what was given so far can be inflated."""
         if self._bits < 9:
             raise LocalProtocolError("Nothing can be compressed within this window.")
         if self._zlib is None:
-            # zlib's memory is 4 windows and 512 << memLevel: both shrink together.
-            self._zlib = zlib.compressobj(
-                self._level, zlib.DEFLATED, -self._bits, min(8, self._bits - 7)
-            )
+            self._zlib = _compressor(self._level, self._bits)
         out: bytes = self._zlib.compress(data) + self._zlib.flush(zlib.Z_SYNC_FLUSH)
         if not final:
             return out

@@ -16,7 +16,7 @@ from wsproto.frame_protocol import Frame, FrameProtocol, Opcode, ParseFailed
 from ..errors import LocalProtocolError
 from .deflate import Compression, Deflater, Inflater, as_compression
 from .wsevents import Closed, Event, Fragment, Message, Ping, Pong
-from .wsframes import Assembly, Data, Guard, Writer, encode, payload_of
+from .wsframes import Assembly, Data, Guard, Writer, encode, encode_for, payload_of
 from .wshandshake import Agreement
 from .wsshort import Decoder, message_in, works
 
@@ -30,6 +30,7 @@ __all__ = [
     "Pong",
     "WebSocketProtocol",
     "encode",
+    "encode_for",
 ]
 
 MAX_SIZE = 2**20
@@ -327,6 +328,11 @@ class WebSocketProtocol:
         """Return what sends a whole message, behind what is to be sent before; forget both."""
         self._check_open()
         return self._writer.encoded(data)
+
+    @property
+    def kind(self) -> tuple[int, ...] | None:
+        """What the bytes of a whole message depend on, for encode_for(); None: encoded() only."""
+        return self._writer.kind
 
     def send_fragment(self, data: Data, *, text: bool, first: bool, final: bool) -> None:
         """Send a part of a message, whose kind is said with each part."""

@@ -23,7 +23,7 @@ from wsproto.frame_protocol import (
 )
 
 from ..errors import LocalProtocolError
-from .deflate import Deflater, Inflater, TooMuch
+from .deflate import Deflater, Inflater, TooMuch, compress_once
 
 __all__ = [
     "MASKER",
@@ -32,6 +32,7 @@ __all__ = [
     "Guard",
     "Writer",
     "encode",
+    "encode_for",
     "encode_frame",
     "mask",
     "payload_of",
@@ -152,6 +153,17 @@ def encode(data: Data) -> bytes:
     return encode_frame(0x81 if isinstance(data, str) else 0x82, payload_of(data), False)
 
 
+def encode_for(kind: tuple[int, ...], data: Data) -> bytes:
+    """Encode a message for every Writer of a kind: as it is, or compressed by itself."""
+    if kind:
+        level, bits, threshold = kind
+        payload = payload_of(data)
+        if len(payload) >= threshold:
+            first = 0xC1 if isinstance(data, str) else 0xC2
+            return encode_frame(first, compress_once(payload, level, bits), False)
+    return encode(data)
+
+
 class Writer:
     """What is to be sent: frames, until they are taken."""
 
@@ -174,6 +186,17 @@ class Writer:
         self._compressed = False  # it is
         self.messages = self.bytes = 0
         self._pongs: list[bytes] = []  # payloads of those that wait
+
+    @property
+    def kind(self) -> tuple[int, ...] | None:
+        """
+        What the bytes of a message depend on, the same for all who are of one kind.
+
+        None where they are nobody else's: masked, or compressed with context takeover.
+        """
+        if self._masked:
+            return None
+        return () if self._deflater is None else self._deflater.kind
 
     def take(self) -> list[bytes]:
         """Return what is to be sent, and forget it."""

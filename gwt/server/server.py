@@ -24,7 +24,7 @@ from .. import certificates, tracing
 from ..config import ServerConfig
 from ..connection import WebTransportConnection
 from ..errors import GwtError, Reject, TooManySessions
-from ..manager import ConnectionManager, SessionManager
+from ..manager import ConnectionManager, SessionManager, WebSocketManager
 from ..net.waiting import Deadline, Signal, native_thread
 from ..observe import Counters
 from ..protocol import requests
@@ -83,6 +83,9 @@ class Server:
         self.sessions = SessionManager(max_sessions=self.config.max_sessions)
         self.counters = Counters()
 
+        # Rooms of whoever is added to it.
+        self.rooms = WebSocketManager()
+
         # The certificate that QUIC shows, once started.
         self.certificate: certificates.Certificate | None = None
 
@@ -128,6 +131,7 @@ class Server:
             "http_connections": self._tcp.connections if self._tcp is not None else 0,
             "connections": self.connections.get_stats(),
             "sessions": self.sessions.get_stats(),
+            "rooms": self.rooms.stats(),
             "udp": self._udp.stats() if self._udp is not None else {},
             **self.counters,
         }
@@ -157,6 +161,7 @@ class Server:
             peers = Peers(config.max_connections_per_address, self.counters)
             self.connections.start()
             self.sessions.start()
+            self.rooms.start()
             if self._bound.udp is not None:
                 self._udp = QuicListener(
                     self._bound.udp,
@@ -233,6 +238,7 @@ class Server:
         self._linger(Deadline(1.0))
         self.connections.shutdown(timeout=1.0)
         self.sessions.shutdown(timeout=1.0)
+        self.rooms.shutdown(timeout=1.0)
 
     close = stop
 
@@ -278,6 +284,7 @@ class Server:
             self._bound.close()
         self.connections.stop()
         self.sessions.stop()
+        self.rooms.stop()
 
     def serve_forever(self) -> None:
         """Start if need be, and wait until another greenlet, or a signal, calls stop()."""

@@ -197,3 +197,13 @@ def test_thousands_of_clients():
         "200 sessions are open",
         f"the sum of their answers is {sum(range(1, 201))}",
     ]
+
+
+def test_two_thousand_clients():
+    # Few of them, again.
+    assert run("two_thousand_clients.py", "100") == [
+        "100 clients are connected",
+        "welcome: sent 100, dropped 0, closed 0",
+        "all have heard hello and welcome",
+        "0 clients are left",
+    ]

@@ -299,3 +299,47 @@ def test_of_unix_sockets():
         eventually(lambda: receiver.data == b"hello")
         connection.write([b"you"])
         assert theirs.recv(3) == b"you"
+
+
+def test_small_and_large_pieces_wait_in_order_and_small_ones_together(ends):
+    connection, _, theirs = ends
+    connection.send(b"x" * 16_000_000)
+    assert connection.queued
+    expected = bytearray(b"x" * 16_000_000)
+    for number in range(2000):
+        piece = b"%d," % number if number % 500 else b"y" * 5000
+        connection.send(piece)
+        expected += piece
+    connection.push()
+    # The large ones, and what is between them.
+    assert len(connection._output) < 20
+    received = bytearray()
+    while len(received) < len(expected):
+        received += theirs.recv(1_000_000)
+    assert received == expected
+    eventually(lambda: connection.queued == 0)
+
+
+def test_what_waits_leaves_at_once_when_it_is_pushed(ends):
+    connection, receiver, theirs = ends
+    connection.send(b"x" * 16_000_000)
+    taken = 0
+    while connection.queued:
+        # Without the loop, which would find by itself that there is room.
+        with gevent.Timeout(5):
+            taken += len(theirs.recv(16_000_000))
+        connection.push()
+    while taken < 16_000_000:
+        taken += len(theirs.recv(16_000_000))
+    assert connection.send(b"more")
+    assert theirs.recv(100) == b"more"
+    eventually(lambda: receiver.drains)
+
+
+def test_sending_behind_the_end_says_so(ends):
+    connection, _, theirs = ends
+    assert connection.send(b"x")
+    connection.close()
+    assert not connection.send(b"x")
+    connection.push()
+    assert theirs.recv(100) == b"x"
