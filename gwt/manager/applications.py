@@ -280,9 +280,8 @@ class InLoop(ApplicationInstance):
 
     def start(self, application: Any, send: Send, ended: Callable[[Any], None]) -> None:
         """Run the application; `ended` is called in the loop when it has ended."""
-        self.future = self._loop.create_task(
-            self._run(application, send), name=f"gwt-application {self.scope_id}"
-        )
+        name = f"gwt-application {self.scope_id}"
+        self.future = self._loop.create_task(self._run(application, send), name=name)
         self.done = self.future.done
         self.future.add_done_callback(ended)
 

@@ -304,10 +304,11 @@ class StatelessServer:
             else:
                 evicted.append((oldest, self._evict(oldest, "evicted")))
         # Before the hooks, which may wait, or come back here.
-        created = self._create(scope_id, scope)
-        for oldest, pending in evicted:
-            self._tell(oldest, pending)
-        return created.input_queue
+        try:
+            return self._create(scope_id, scope).input_queue
+        finally:
+            for oldest, pending in evicted:
+                self._tell(oldest, pending)
 
     def delete_oldest_application_instance(self) -> None:
         """Tell the instance to go whose last use is longest ago. Raises ValueError if none is."""
@@ -349,18 +350,19 @@ class StatelessServer:
 
                 self._loop = borrow()
             instance = InLoop(scope_id, scope, self._loop)
-            self._tasks += 1
         else:
             instance = InGreenlet(scope_id, scope)
         instance.input_queue = ApplicationQueue(
             instance, self.max_queue, self._use, self._message_left, instance.arrived
         )
         instance.last_used = self._clock()
-        self.application_instances[scope_id] = instance
-        self.counters["created"] += 1
+        # It runs in the next turn; what cannot be started (an id without a text) is not here.
         instance.start(
             self.application, partial(self._send, instance), partial(self._ended, instance)
         )
+        self.application_instances[scope_id] = instance
+        self._tasks += self._is_async
+        self.counters["created"] += 1
         return instance
 
     # What a subclass of this package wants to hear: a message was received, or will never be.

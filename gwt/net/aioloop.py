@@ -156,6 +156,11 @@ class HostedLoop(asyncio.SelectorEventLoop):
         self._hosted.wake()
         return handle
 
+    def _check_thread(self) -> None:
+        # Only asyncio's debug mode asks, and by an ident that every greenlet of a patched process
+        # has of its own.
+        pass
+
     def give_back(self) -> None:
         """Take back one borrow(). Never waits: the loop ends behind what is due in it."""
         self.users -= 1

@@ -735,6 +735,23 @@ def test_another_thread_is_refused(serve):
     assert first.empty()
 
 
+class _Nameless:
+    def __str__(self):
+        raise ValueError("no text")
+
+
+@BOTH
+def test_what_cannot_be_started_is_not_there(echo, serve):
+    server = serve(echo, 1)
+    server.get("a")
+    with pytest.raises(ValueError, match="no text"):
+        server.get_or_create_application_instance(_Nameless(), {})
+    assert not server.application_instances
+    assert [scope_id for scope_id, _, _ in server.evictions] == ["a"]
+    with pytest.raises(TypeError):
+        server.get_or_create_application_instance([], {})
+
+
 class _Callable:
     async def __call__(self, scope, receive, send):
         await receive()
