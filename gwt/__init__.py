@@ -52,6 +52,7 @@ if TYPE_CHECKING:
         WebSocketError,
     )
     from .manager import BroadcastResult, WebSocketManager
+    from .messages import encode_message, read_messages
     from .request import Request
     from .server import App, Server, serve
     from .session import SessionState, WebTransportSession
@@ -106,6 +107,7 @@ _HOMES = {
         "WebSocketError",
     ],
     "manager": ["BroadcastResult", "WebSocketManager"],
+    "messages": ["encode_message", "read_messages"],
     "request": ["Request"],
     "server": ["App", "Server", "serve"],
     "session": ["SessionState", "WebTransportSession"],
@@ -175,6 +177,8 @@ __all__ = [
     "__version__",
     "connect",
     "create_connection",
+    "encode_message",
+    "read_messages",
     "serve",
 ]
 
