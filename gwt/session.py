@@ -172,6 +172,11 @@ class WebTransportSession(OwnStreams):
         else:
             self._end_callbacks.append(callback)
 
+    def off_end(self, callback: Callable[[Any], None]) -> None:
+        """Forget a callback of on_end(), if there is such a one."""
+        if self._end_callbacks and callback in self._end_callbacks:
+            self._end_callbacks.remove(callback)
+
     def _check_open(self) -> None:
         self.connection.check_thread()
         if self._error is not None:

@@ -30,6 +30,9 @@ SENT, QUEUED, FULL, DROPPED, CLOSED = "sent", "queued", "full", "dropped", "clos
 # How much a writer hands to a stream at once, of messages that wait.
 _BLOCK = 64 * 1024
 
+# What a message that waits costs beside its own bytes.
+_OVERHEAD = 64
+
 # With a stream for each message: how many may be open, and what may be unacknowledged on them.
 _MOST_STREAMS = 64
 _MOST_UNACKNOWLEDGED = 256 * 1024
@@ -92,7 +95,7 @@ class SessionOutlet:
         elif self._queued + len(frame) > limit:
             return FULL
         self._queue.append(frame)
-        self._queued += len(frame)
+        self._queued += len(frame) + _OVERHEAD
         return QUEUED
 
     # QUIC puts together what is written in one turn of the loop.
@@ -190,16 +193,13 @@ class MessageOutlet(SessionOutlet):
         if self._stream is None:
             self._stream = self._wait_open()
         queue = self._queue
-        data = queue.popleft()
-        if queue and len(data) < _BLOCK:
-            block = [data]
-            size = len(data)
-            while queue and size < _BLOCK:
-                block.append(queue.popleft())
-                size += len(block[-1])
-            data = b"".join(block)
-        self._stream.write(data)
-        self._queued -= len(data)
+        block = [queue.popleft()]
+        size = len(block[0])
+        while queue and size < _BLOCK:
+            block.append(queue.popleft())
+            size += len(block[-1])
+        self._stream.write(block[0] if len(block) == 1 else b"".join(block))
+        self._queued -= size + len(block) * _OVERHEAD
 
     def _streams_left(self) -> list[WebTransportSendStream]:
         return [] if self._stream is None else [self._stream]
@@ -253,7 +253,7 @@ class StreamOutlet(SessionOutlet):
                 raise
         stream, self._spare = self._spare, None
         self._remember(stream)
-        self._queued -= size
+        self._queued -= size + _OVERHEAD
 
     def _remember(self, stream: WebTransportSendStream) -> None:
         self._sent.add(stream)
