@@ -58,6 +58,7 @@ if TYPE_CHECKING:
         StatelessServer,
         WebSocketManager,
     )
+    from .messages import encode_message, read_messages
     from .protocol.deflate import Compression
     from .request import Request
     from .server import App, Server, serve
@@ -113,9 +114,14 @@ _HOMES = {
         "WebSocketClosedOK",
         "WebSocketError",
     ],
-    "manager": ["BroadcastResult", "WebSocketManager"],
+    "manager": [
+        "BroadcastResult",
+        "DatagramApplicationServer",
+        "StatelessServer",
+        "WebSocketManager",
+    ],
+    "messages": ["encode_message", "read_messages"],
     "protocol.deflate": ["Compression"],
-    "manager": ["DatagramApplicationServer", "StatelessServer"],
     "request": ["Request"],
     "server": ["App", "Server", "serve"],
     "session": ["SessionState", "WebTransportSession"],
@@ -189,6 +195,8 @@ __all__ = [
     "__version__",
     "connect",
     "create_connection",
+    "encode_message",
+    "read_messages",
     "serve",
 ]
 

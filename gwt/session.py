@@ -2,7 +2,8 @@
 WebTransport sessions as a greenlet sees them: streams opened and accepted, datagrams, closing.
 
 Calls from above run in the caller's greenlet and may wait; methods named feed_* are fed from the
-connection, run in the quiet zone, and only store and notify.
+connection, run in the quiet zone, and only store and notify. Streams of our own are opened by
+session_streams.py.
 """
 
 from __future__ import annotations
@@ -12,7 +13,6 @@ import time
 from collections import deque
 from collections.abc import Callable, Iterator
 from contextlib import suppress
-from functools import partial
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self
 
@@ -22,6 +22,7 @@ from .manager.stream import StreamManager
 from .net.waiting import Deadline, Signal
 from .protocol import events
 from .protocol.requests import decode_headers, refusal
+from .session_streams import OwnStreams
 from .states import SessionState
 from .stream import WebTransportReceiveStream, WebTransportSendStream, WebTransportStream
 from .stream_common import CONFIGURED, check_code
@@ -35,7 +36,7 @@ __all__ = ["SessionState", "WebTransportSession"]
 _ids = itertools.count(1)
 
 
-class WebTransportSession:
+class WebTransportSession(OwnStreams):
     """
     One WebTransport session.
 
@@ -171,6 +172,11 @@ class WebTransportSession:
         else:
             self._end_callbacks.append(callback)
 
+    def off_end(self, callback: Callable[[Any], None]) -> None:
+        """Forget a callback of on_end(), if there is such a one."""
+        if self._end_callbacks and callback in self._end_callbacks:
+            self._end_callbacks.remove(callback)
+
     def _check_open(self) -> None:
         self.connection.check_thread()
         if self._error is not None:
@@ -180,69 +186,6 @@ class WebTransportSession:
                 f"The session is {self.state.value}: it carries nothing now.",
                 session_id=self.session_id,
             )
-
-    # Streams of ours
-
-    def create_bidirectional_stream(
-        self, *, timeout: float | None = CONFIGURED
-    ) -> WebTransportStream:
-        """
-        Open a stream for both directions; waits for the peer's credit.
-
-        Raises TimeoutError, SessionClosed, or TooManyStreams at once if a local ``max_streams``
-        is reached. `timeout` is stream_creation_timeout unless given; None is no limit.
-        """
-        self._check_open()
-        stream: WebTransportStream = self.streams.create_stream(
-            partial(self._open_stream, False, timeout)
-        )
-        return stream
-
-    def create_unidirectional_stream(
-        self, *, timeout: float | None = CONFIGURED
-    ) -> WebTransportSendStream:
-        """Open a stream for sending; waits and raises as create_bidirectional_stream()."""
-        self._check_open()
-        stream: WebTransportSendStream = self.streams.create_stream(
-            partial(self._open_stream, True, timeout)
-        )
-        return stream
-
-    def _open_stream(
-        self, unidirectional: bool, timeout: float | None = CONFIGURED
-    ) -> WebTransportSendStream:
-        protocol = self.connection.protocol
-        deadline: Deadline | None = None
-        while True:
-            self._check_open()
-            if self._local_drain:
-                raise SessionError(
-                    "The session is being drained: no new streams.", session_id=self.session_id
-                )
-            stream_id = protocol.open_stream(self.stream_id, unidirectional)
-            if stream_id is not None:
-                break
-            if deadline is None:
-                configured = self.config.stream_creation_timeout
-                deadline = Deadline(configured if timeout is CONFIGURED else timeout)
-            protocol.want_stream(self.stream_id)
-            try:
-                self._credit.wait(deadline)
-            except TimeoutError:
-                raise TimeoutError(
-                    f"The peer allowed no more streams within {deadline.timeout:g} s."
-                ) from None
-        stream = self.make_stream(stream_id, unidirectional)
-        self.connection.flush_soon()
-        self.streams_opened += 1
-        return stream
-
-    def make_stream(self, stream_id: int, is_unidirectional: bool) -> WebTransportSendStream:
-        """Return the object for a stream of ours that the protocol has opened."""
-        kind = WebTransportSendStream if is_unidirectional else WebTransportStream
-        stream = kind(self, stream_id)
-        self.connection.add_stream(stream)
-        return stream
 
     # Streams of the peer's
 
@@ -434,10 +377,6 @@ class WebTransportSession:
             self.datagrams_dropped += 1
         self._datagrams.append(data)
         self._receiving.notify()
-
-    def feed_available(self) -> None:
-        """The peer may allow another stream."""
-        self._credit.notify()
 
     def feed_accepted(self, subprotocol: str | None, headers: events.Headers) -> None:
         """The session is open."""

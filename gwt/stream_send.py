@@ -90,6 +90,21 @@ class WebTransportSendStream(StreamHalf):
             self._finish()
         return size
 
+    def try_write(self, data: bytes, *, end: bool = False) -> bool:
+        """
+        Send `data`, and the end behind it if `end`, if all of it fits in the send buffer now.
+
+        Returns whether it did; otherwise nothing was sent. Never waits; raises as write().
+        """
+        self._connection.check_thread()
+        self._check_writable()
+        if self._writing or len(data) > self._protocol.room(self.stream_id):
+            return False
+        if end:
+            self._finished = True
+        self._send(data, end)
+        return True
+
     def _send(self, data: bytes, end: bool = False) -> None:
         if not self._protocol.send_stream(self.stream_id, data, end):
             self._check_writable()

@@ -9,13 +9,15 @@ which is tools/bench.
 from __future__ import annotations
 
 import argparse
+import json
 import os
 import resource
 import signal
 import sys
 import time
-from collections.abc import Callable
-from typing import NamedTuple
+from collections.abc import Callable, Iterable
+from functools import partial
+from typing import Any, NamedTuple
 
 import gevent
 import gevent.subprocess
@@ -60,6 +62,9 @@ class DemoServer:
         return gwt.connect(
             origin + path, server_certificate_hashes=[self.certificate_hash], timeout=20
         )
+
+    def connect_websocket(self, path: str) -> gwt.WebSocket:
+        return gwt.connect(self.page.rstrip("/").replace("http", "ws", 1) + path, timeout=20)
 
     def cpu(self) -> float:
         """Seconds of CPU that it has used; 0.0 where there is no /proc."""
@@ -152,6 +157,45 @@ def download(server: DemoServer, size: int) -> None:
         expect(received, size, "the bytes of a download")
 
 
+class Guest:
+    """One of a chat's room, in which every other one is a WebSocket."""
+
+    def __init__(self, server: DemoServer, number: int) -> None:
+        path = f"/chat/proof?name={number}"
+        if number % 2:
+            self.peer: Any = server.connect_websocket(path)
+            self.say = self.peer.send
+            self._told = iter(self.peer)
+        else:
+            self.peer = server.connect(path)
+            stream = self.peer.create_unidirectional_stream()
+            self.say = lambda text: stream.write(gwt.encode_message(text))
+            self._told = gwt.read_messages(self.peer.accept_unidirectional_stream(timeout=20))
+        self.number = number
+        # Of oneself, at least: that is when one is in the room.
+        next(self._told)
+
+    def talk(self) -> None:
+        """Say one thing, and hear what everybody says."""
+        heard: list[str] = []
+        with gevent.Timeout(20, ProofFailed("a chat was silent for too long")):
+            self.say(str(self.number))
+            while len(heard) < SESSIONS:
+                told = json.loads(next(self._told))
+                if told["type"] == "message":
+                    heard.append(told["text"])
+        expect(sorted(heard, key=int), [str(each) for each in range(SESSIONS)], "a chat")
+
+
+def together(functions: Iterable[Callable[[], object]]) -> list[Any]:
+    """Run each in a greenlet; returns what they return, or raises what the first to fail did."""
+    greenlets = [gevent.spawn(function) for function in functions]
+    try:
+        return [each.get() for each in gevent.joinall(greenlets, raise_error=True)]
+    finally:
+        gevent.killall(greenlets)
+
+
 class Proof:
     """The table of what was measured, made line by line."""
 
@@ -171,6 +215,7 @@ class Proof:
             for session in self._sessions:
                 closing.spawn(session.close)
             closing.join()
+        self._chat()
         self._bulk("upload, MiB", 16, upload)
         self._bulk("download, MiB", 16, download)
 
@@ -192,14 +237,9 @@ class Proof:
                 operation(index, number)
                 times.append(time.perf_counter() - began)
 
-        def together() -> None:
-            greenlets = [gevent.spawn(work, index) for index in range(SESSIONS)]
-            try:
-                gevent.joinall(greenlets, raise_error=True)
-            finally:
-                gevent.killall(greenlets)
-
-        took, client, server = self._measure(together)
+        took, client, server = self._measure(
+            lambda: together(partial(work, index) for index in range(SESSIONS))
+        )
         times.sort()
         self.rows.append(
             Row(
@@ -211,6 +251,17 @@ class Proof:
                 client / len(times) * 1e6,
                 server / len(times) * 1e6,
             )
+        )
+
+    def _chat(self) -> None:
+        """All in one room, half of them WebSockets: what each says reaches all."""
+        guests = together(partial(Guest, self.server, number) for number in range(SESSIONS))
+        took, client, server = self._measure(lambda: together(each.talk for each in guests))
+        together(each.peer.close for each in guests)
+        heard = SESSIONS**2
+        rate = f"{heard / took:,.0f}/s"
+        self.rows.append(
+            Row("chat, both", heard, rate, None, None, client / heard * 1e6, server / heard * 1e6)
         )
 
     def _bulk(self, what: str, count: int, operation: Callable[[DemoServer, int], None]) -> None:

@@ -1,5 +1,5 @@
 """
-The demo app: endpoints that echo, swallow, send and close, and a page that tries them.
+The demo app: a chat, endpoints that echo, swallow, send and close, and a page for the chat.
 
 It is what ``gwt serve`` serves when it is given nothing else, and a model of how handlers are
 written: one greenlet for each stream, in a group that ends with the session.
@@ -22,6 +22,7 @@ from werkzeug.wrappers import Request, Response
 import gwt
 
 from ..config import KIB
+from .chat import MAX_MESSAGE, Chat
 
 __all__ = ["Demo", "make_app"]
 
@@ -38,6 +39,8 @@ _READER_GRACE = 2.0
 # W3C WebTransport, "custom certificate requirements".
 _LONGEST_PINNED = timedelta(days=14)
 
+_CHAT = "/chat/<string(maxlength=64):room>"
+
 
 def make_app() -> Demo:
     """Return a new demo app; `attach` tells it the server, for the page and /health."""
@@ -47,6 +50,8 @@ def make_app() -> Demo:
     app.webtransport(f"/download/<int(max={LONGEST_DOWNLOAD}):size>")(download)
     app.webtransport(f"/close/<int(max={2**32 - 1}):code>")(close)
     app.webtransport(f"/close/<int(max={2**32 - 1}):code>/<path:reason>")(close)
+    app.webtransport(_CHAT)(app.chat)
+    app.websocket(_CHAT, max_size=MAX_MESSAGE, compression="deflate")(app.chat)
     app.websocket("/echo", compression="deflate")(echo_messages)
     app.websocket("/close/<int(min=1000, max=4999):code>")(close_websocket)
     app.websocket("/close/<int(min=1000, max=4999):code>/<path:reason>")(close_websocket)
@@ -162,12 +167,14 @@ class Demo(gwt.App):
 
     def __init__(self) -> None:
         super().__init__(wsgi=self._http)
+        self.chat = Chat()
         self._server: gwt.Server | None = None
         self._started_at = time.monotonic()
 
     def attach(self, server: gwt.Server) -> None:
-        """Show this server in the page and in /health."""
+        """Show this server in the page and in /health, and chat in its rooms."""
         self._server = server
+        self.chat.rooms = server.rooms
 
     def _http(self, environ: dict[str, Any], start_response: Callable[..., Any]) -> Iterable[bytes]:
         request = Request(environ)

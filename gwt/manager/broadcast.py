@@ -20,7 +20,7 @@ from gevent.hub import get_hub
 
 from ..net.timers import Timer, now
 from ..net.waiting import Deadline, Signal
-from .outlets import CLOSED, FULL, QUEUED, SENT
+from .outlets import CLOSED, DROPPED, FULL, QUEUED, SENT
 from .rooms import BroadcastResult, Member
 
 __all__ = ["SLICE", "STEP", "Broadcaster", "let_the_loop_run"]
@@ -110,11 +110,11 @@ class Broadcaster:
         if may_wait:
             self._enter()
         try:
-            sent, queued, closed, full = self._offer(members, message, may_wait)
+            sent, queued, dropped, closed, full = self._offer(members, message, may_wait)
         finally:
             if may_wait:
                 self._leave()
-        result = BroadcastResult(sent, queued, 0, closed)
+        result = BroadcastResult(sent, queued, dropped, closed)
         return self._serve_slow(full, result, may_wait) if full else result
 
     def _serve_slow(
@@ -157,9 +157,9 @@ class Broadcaster:
 
     def _offer(
         self, members: Sequence[Member], message: str | bytes, may_wait: bool
-    ) -> tuple[int, int, int, list[tuple[Member, Any]]]:
+    ) -> tuple[int, int, int, int, list[tuple[Member, Any]]]:
         """Offer to each; returns how many took it how, and who has no room for which frame."""
-        sent = queued = closed = 0
+        sent = queued = dropped = closed = 0
         full: list[tuple[Member, Any]] = []
         frames: dict[Hashable, Any] = {None: message}
         kind: Any = _NO_KIND
@@ -197,10 +197,12 @@ class Broadcaster:
                     queued += 1
                 elif outcome == FULL:
                     full.append((member, frame))
+                elif outcome == DROPPED:
+                    dropped += 1
                 else:
                     closed += 1
                     self._gone(member)
-        return sent, queued, closed, full
+        return sent, queued, dropped, closed, full
 
     def _wait(self, member: Member, frame: Any, ticket: object, deadline: Deadline) -> str:
         """Offer a frame to a slow member until it has room, behind those that wait already."""

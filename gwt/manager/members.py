@@ -36,6 +36,9 @@ logger = logging.getLogger("gwt.manager")
 # Close codes (RFC 6455 7.4.1; 1013 is registered): the same numbers for sessions.
 NORMAL, GOING_AWAY, INTERNAL_ERROR, TRY_AGAIN_LATER = 1000, 1001, 1011, 1013
 
+# How long what waits in a member's outlet may take before it is closed all the same.
+OUTBOX_TIMEOUT = CLOSE_TIMEOUT / 4
+
 CLEANUP_INTERVAL = 30.0
 IDLE_CHECK_INTERVAL = 5.0
 
@@ -84,10 +87,20 @@ class Members:
     # Members
 
     def add(
-        self, ws: Any, connection_id: Hashable | None = None, *, replace: bool = False
+        self,
+        ws: Any,
+        connection_id: Hashable | None = None,
+        *,
+        replace: bool = False,
+        framing: str = "messages",
     ) -> Hashable:
         """
-        Take a WebSocket in, and return its id: `connection_id`, or its own ``id``. Never waits.
+        Take a WebSocket or a WebTransport session in, and return its id: `connection_id`, or its
+        own ``id``. Never waits.
+
+        A session gets its messages in order on one unidirectional stream, which
+        ``gwt.read_messages()`` reads; with `framing` "stream" on a stream each. To a WebSocket
+        that makes no difference.
 
         One that was not accepted yet is. Then its ``opened()`` is called, and, if it has
         ``received_message()``, its messages are read in the pool and given to that. It leaves by
@@ -111,7 +124,7 @@ class Members:
         if self._limit is not None and len(self._members) - bool(present) >= self._limit:
             raise TooManyConnections(f"There are {self._limit} members already.", limit=self._limit)
         self._check(ws)
-        outlet = outlet_of(ws, self._send_failed)
+        outlet = outlet_of(ws, self._send_failed, framing)
         if getattr(ws.state, "value", ws.state) == "connecting" and hasattr(ws, "accept"):
             ws.accept()
         if present is not None:
@@ -162,10 +175,15 @@ class Members:
         """One has been added, and is open; for subclasses."""
 
     def add_connection(
-        self, connection_id: Hashable, ws: Any, *, replace: bool = False
+        self,
+        connection_id: Hashable,
+        ws: Any,
+        *,
+        replace: bool = False,
+        framing: str = "messages",
     ) -> Hashable:
-        """Take a WebSocket in with an id; see add()."""
-        return self.add(ws, connection_id, replace=replace)
+        """Take a WebSocket or a session in with an id; see add()."""
+        return self.add(ws, connection_id, replace=replace, framing=framing)
 
     def remove(self, ws: Any) -> None:
         """Take a member out of all rooms and of the manager, without closing it. Idempotent."""
@@ -210,8 +228,11 @@ class Members:
 
     def _drop(self, member: Member) -> bool:
         """Take a member out, if it is in. The only place where members leave."""
-        if self._members.get(member.id) is not member:
+        present = self._members.get(member.id)
+        if present is None or present.member is not member.member:
             return False
+        # Rooms may know it as one with another outlet.
+        member = present
         del self._members[member.id], self._connections[member.id]
         del self._known[id(member.member)]
         self._rooms.leave_all(member)
@@ -242,7 +263,7 @@ class Members:
     def _gone(self, member: Member) -> None:
         """One took nothing: it leaves now if it has ended, which it may never have told."""
         try:
-            if member.member.is_closed:
+            if member.member.is_closed or getattr(member.outlet, "is_closed", False):
                 self._ended(member)
         except Exception as exc:
             # Boundary to user code: a property of a member.
@@ -281,6 +302,10 @@ class Members:
     def _close(self, ws: Any, code: int, reason: str) -> None:
         try:
             with gevent.Timeout(CLOSE_TIMEOUT, False):
+                member = self._known.get(id(ws))
+                if member is not None and hasattr(member.outlet, "wait_sent"):
+                    with suppress(TimeoutError):
+                        member.outlet.wait_sent(Deadline(OUTBOX_TIMEOUT))
                 if not ws.is_closed:
                     ws.close(code, reason)
                 member = self._known.get(id(ws))

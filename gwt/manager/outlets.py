@@ -4,9 +4,10 @@ Outlets: what takes a broadcast's messages for one member, without waiting.
 A WebSocket is one itself: it has ``kind``, ``encode_for(kind, message)``, ``offer(frame, limit)``
 and ``offer_later(frame, limit)``, which return "sent", "queued", "full" or "closed",
 ``send_offered()``, and ``wait_room(deadline)``, which alone may wait. Where ``kind`` is None
-messages are offered as they are. A member that has nothing but a ``send()`` that waits gets a queue
-and, while there is something in it, a greenlet. Another sort of member needs another class here,
-and a line in outlet_of().
+messages are offered as they are. Other members make one, by ``make_outlet(framing)``, that may also
+have ``is_closed``, ``stop()``, ``wait_sent(deadline)``, and ``unreliable``, another outlet, which
+may return "dropped". A member that has nothing but a ``send()`` that waits gets a queue and, while
+there is something in it, a greenlet.
 """
 
 from __future__ import annotations
@@ -19,20 +20,27 @@ import gevent
 
 from ..net.waiting import Deadline, Signal
 
-__all__ = ["CLOSED", "FULL", "QUEUED", "SENT", "SendOutlet", "outlet_of"]
+__all__ = ["CLOSED", "DROPPED", "FRAMINGS", "FULL", "QUEUED", "SENT", "SendOutlet", "outlet_of"]
 
-SENT, QUEUED, FULL, CLOSED = "sent", "queued", "full", "closed"
+SENT, QUEUED, FULL, DROPPED, CLOSED = "sent", "queued", "full", "dropped", "closed"
+
+# How messages are told apart, for members that have a choice.
+FRAMINGS = ("messages", "stream")
 
 # What a message that waits costs beside its own bytes.
 _OVERHEAD = 64
 
 
-def outlet_of(member: Any, failed: Callable[[Any, Exception], object]) -> Any:
+def outlet_of(member: Any, failed: Callable[[Any, Exception], object], framing: str) -> Any:
     """
     Return the outlet of a member; `failed(member, error)` is called where its send() raises.
 
-    Raises TypeError for what can not be sent to.
+    Raises TypeError for what can not be sent to, ValueError for a framing that does not exist.
     """
+    if framing not in FRAMINGS:
+        raise ValueError(f'framing must be "messages" or "stream", not {framing!r}.')
+    if hasattr(member, "make_outlet"):
+        return member.make_outlet(framing)
     if hasattr(member, "offer_later"):
         return member
     if not callable(getattr(member, "send", None)):

@@ -24,7 +24,7 @@ class BroadcastResult(NamedTuple):
     # Waits for its turn, or for a member that is slow.
     queued: int
 
-    # Not sent, because too much waits for the member.
+    # Not sent, because too much waits for the member, or because it fits in no datagram.
     dropped: int
 
     # Members that are gone, or were closed because they are slow.
@@ -34,7 +34,17 @@ class BroadcastResult(NamedTuple):
 class Member:
     """One member of a manager: its id, what sends to it, its rooms."""
 
-    __slots__ = ("blocked", "ended", "id", "kind", "member", "outlet", "rooms", "turn")
+    __slots__ = (
+        "_unreliable",
+        "blocked",
+        "ended",
+        "id",
+        "kind",
+        "member",
+        "outlet",
+        "rooms",
+        "turn",
+    )
 
     def __init__(self, id: Hashable, member: Any, outlet: Any) -> None:
         self.id = id
@@ -55,6 +65,17 @@ class Member:
 
         # Broadcasts that wait for it to have room, in their order.
         self.blocked: list[object] = []
+
+        # The same member for rooms in which what is sent need not arrive.
+        self._unreliable: Member | None = None
+
+    def by(self, reliable: bool) -> Member:
+        """Return what a room keeps of this member: itself, or one with an unreliable outlet."""
+        if reliable or not hasattr(self.outlet, "unreliable"):
+            return self
+        if self._unreliable is None:
+            self._unreliable = Member(self.id, self.member, self.outlet.unreliable)
+        return self._unreliable
 
     def __repr__(self) -> str:
         return f"<Member {self.id!r} rooms={len(self.rooms)}>"
@@ -94,7 +115,7 @@ class Rooms:
             raise LimitExceeded(
                 f"The room {room!r} is full: it has {self.max_size} members.", limit=self.max_size
             )
-        members[member.id] = member
+        members[member.id] = member.by(reliable)
         self._rooms[room] = members
         member.rooms[room] = reliable
 

@@ -146,6 +146,19 @@ def test_websocket():
     ]
 
 
+def test_chat():
+    assert run("chat.py") == [
+        f"ann hears {text}"
+        for text in (
+            "here: ann",
+            "here: ann, bob",
+            "ann: hello, bob",
+            "bob: hello, ann, by WebTransport",
+            "here: ann",
+        )
+    ]
+
+
 def test_websocket_client():
     assert run("websocket_client.py") == [
         "/feed news in json",

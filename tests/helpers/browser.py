@@ -108,7 +108,7 @@ class _Connection(http.client.HTTPConnection):
 
 
 class Chromium:
-    """One headless browser with one window."""
+    """One headless browser, with one page unless more are asked for."""
 
     def __init__(self, directory: Path) -> None:
         found = find_browser()
@@ -186,6 +186,30 @@ class Chromium:
         if "error" in answer:
             raise ScriptError(answer["error"])
         return answer["value"]
+
+    @contextlib.contextmanager
+    def another(self, url: str) -> Iterator[str]:
+        """Load a page beside the present one, and go there; its handle, for turn_to()."""
+        first = self.handle
+        handle = self._command("POST", f"{self._session}/window/new", {"type": "tab"})["handle"]
+        self.turn_to(handle)
+        try:
+            self.go(url)
+            yield handle
+        finally:
+            self.turn_to(handle)
+            self._command("DELETE", f"{self._session}/window")
+            self.turn_to(first)
+
+    @property
+    def handle(self) -> str:
+        """The page that scripts run in, for turn_to()."""
+        handle: str = self._command("GET", f"{self._session}/window")
+        return handle
+
+    def turn_to(self, handle: str) -> None:
+        """Run scripts in this page from now on; the other ones go on."""
+        self._command("POST", f"{self._session}/window", {"handle": handle})
 
     @contextlib.contextmanager
     def before_pages(self, script: str) -> Iterator[None]:
