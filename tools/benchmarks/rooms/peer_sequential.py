@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from contextlib import suppress
-
 from gwt_peer import serve
 
 import gwt
@@ -19,10 +17,12 @@ def room(ws: gwt.WebSocket) -> None:
     try:
         for message in ws:
             for member in list(members.values()):
-                with suppress(gwt.WebSocketClosed):
+                try:
                     member.send(message)
+                except gwt.WebSocketClosed:
+                    members.pop(member.id, None)
     finally:
-        del members[ws.id]
+        members.pop(ws.id, None)
 
 
 if __name__ == "__main__":
