@@ -53,8 +53,8 @@ class Member:
         # The turn in which something was offered to it last (broadcast.py).
         self.turn = -1
 
-        # Broadcasts that wait for it to have room, in their order.
-        self.blocked: list[object] = []
+        # Broadcasts that wait for it to have room, in their order; nobody's tuple while none does.
+        self.blocked: tuple[object, ...] = ()
 
     def __repr__(self) -> str:
         return f"<Member {self.id!r} rooms={len(self.rooms)}>"
