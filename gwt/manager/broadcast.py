@@ -130,7 +130,7 @@ class Broadcaster:
             ticket = object()
             waiting = []
             for member, frame in full:
-                member.blocked.append(ticket)
+                member.blocked += (ticket,)
                 greenlet = gevent.spawn(self._wait, member, frame, ticket, deadline)
                 greenlet.name = f"gwt-room-waiter {member.id}"
                 waiting.append(greenlet)
@@ -139,8 +139,7 @@ class Broadcaster:
             finally:
                 gevent.killall(waiting, block=False)
                 for member, _ in full:
-                    if ticket in member.blocked:
-                        member.blocked.remove(ticket)
+                    _take_back(member, ticket)
             outcomes = [greenlet.value for greenlet in waiting]
         for (member, _), outcome in zip(full, outcomes, strict=True):
             if outcome == SENT:
@@ -178,15 +177,14 @@ class Broadcaster:
                 try:
                     if member.blocked:
                         outcome = FULL
-                    elif member.turn == boxed:
-                        outcome = member.outlet.offer_later(frame, limit)
-                    elif member.turn == tried:
-                        member.turn = boxed
-                        later.append(member)
-                        outcome = member.outlet.offer_later(frame, limit)
-                    else:
+                    elif member.turn < tried:
                         member.turn = tried
                         outcome = member.outlet.offer(frame, limit)
+                    else:
+                        if member.turn == tried:
+                            member.turn = boxed
+                            later.append(member)
+                        outcome = member.outlet.offer_later(frame, limit)
                 except Exception as exc:
                     # Boundary to user code: an outlet of somebody's.
                     self._failed(member, exc)
@@ -223,8 +221,7 @@ class Broadcaster:
             return CLOSED
         finally:
             # Not there any more if the broadcast was given up.
-            if ticket in member.blocked:
-                member.blocked.remove(ticket)
+            _take_back(member, ticket)
 
     # One after the other
 
@@ -304,6 +301,10 @@ class Broadcaster:
                 # Not a callback: those of one turn run before the loop looks at anything else.
                 self._timer.arm(now())
                 return
+
+
+def _take_back(member: Member, ticket: object) -> None:
+    member.blocked = tuple(each for each in member.blocked if each is not ticket)
 
 
 def let_the_loop_run() -> None:

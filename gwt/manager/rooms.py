@@ -63,8 +63,8 @@ class Member:
         # The turn in which something was offered to it last (broadcast.py).
         self.turn = -1
 
-        # Broadcasts that wait for it to have room, in their order.
-        self.blocked: list[object] = []
+        # Broadcasts that wait for it to have room, in their order; nobody's tuple while none does.
+        self.blocked: tuple[object, ...] = ()
 
         # The same member for rooms in which what is sent need not arrive.
         self._unreliable: Member | None = None

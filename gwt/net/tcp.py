@@ -270,7 +270,8 @@ class TcpConnection:
         The caller sees to it that `queued` stays bounded. What comes after the end goes nowhere:
         False says so.
         """
-        if self._sock is None or self._closing or not data or self.queued == _BROKEN:
+        # What is closed is closing, too.
+        if self._closing or not data or self.queued == _BROKEN:
             return False
         if self._output is not None:
             self._queue(data)

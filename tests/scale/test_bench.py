@@ -29,6 +29,10 @@ ROWS = {
     "fairness",
 }
 
+# Of tools/bench rooms: of all peers, and of gwt alone.
+ROOMS = {"1000", "5000", "1000-ten", "1000-tls"}
+OF_GWT = {"late-5000": "cpu_max", "reaper": "ms", "joining": "times"}
+
 PEERS = ["gwt", "aioquic"]
 if Path(
     os.environ.get("GWT_PYWEBTRANSPORT") or ROOT / ".peers" / "pywebtransport" / "bin" / "python"
@@ -106,6 +110,54 @@ def test_rows_are_measured_on_every_websocket_peer():
     assert {("idle", "gwt"), ("idle", "gwt-wsgi"), ("fairness", "gwt")} <= judged
 
 
+@pytest.mark.slow
+@pytest.mark.deadline(180)
+def test_rows_of_rooms_are_measured_on_every_peer():
+    peers = ["gwt", "sequential", *(set(WEBSOCKET_PEERS) & {"websockets"})]
+    rows = ",".join([*ROOMS, *OF_GWT])
+    options = ["--quick", "--rounds", "1", "--json", "--rows", rows, "--peers", ",".join(peers)]
+    done = bench("rooms", *options)
+    assert done.returncode == 0, done.stderr.decode()
+    found = json.loads(done.stdout)
+    assert set(found["versions"]) == set(peers)
+    assert set(found["works"]) == ROOMS | set(OF_GWT)
+    for row in ROOMS:
+        assert set(found["works"][row]) == set(peers)
+        for result in found["works"][row].values():
+            assert result["server"] > 0
+            assert result["turn"] > 0
+            assert result["ratio"] > 0
+    for row, figure in OF_GWT.items():
+        assert set(found["works"][row]) == {"gwt"}
+        assert found["works"][row]["gwt"][figure] > 0
+    judged = {(*target["row"], *(target["base"] or ())) for target in found["targets"]}
+    assert ("1000", "gwt", "1000", "sequential") in judged
+    assert ("1000-ten", "gwt", "1000", "gwt") in judged
+    assert {("late-5000", "gwt"), ("reaper", "gwt"), ("joining", "gwt")} <= judged
+
+
+def test_a_room_is_as_large_as_descriptors_allow():
+    options = "rooms --quick --rounds 1 --rows 1000 --peers gwt --json"
+    command = f"ulimit -n 150; exec {ROOT / 'tools' / 'bench'} {options}"
+    done = subprocess.run(
+        ["bash", "-c", command],
+        env={**os.environ, "GWT_PYTHON": sys.executable},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+    )
+    assert done.returncode == 0, done.stderr.decode()
+    assert b"100 members need more than the 150 descriptors" in done.stderr
+    assert json.loads(done.stdout)["works"]["1000"]["gwt"]["members"] == 50
+
+
+@pytest.mark.slow
+def test_a_profile_names_the_functions_of_a_broadcast(tmp_path):
+    done = bench("rooms", "--quick", "--profile", "1000", TMPDIR=str(tmp_path))
+    assert done.returncode == 0, done.stderr.decode()
+    assert [path.name for path in tmp_path.glob("*.prof")] == ["gwt-rooms-1000.prof"]
+    assert b"(broadcast_to_room)" in done.stdout
+
+
 @pytest.mark.parametrize("peers", ["gwt,websockets", "websockets"])
 def test_a_websocket_peer_that_is_not_there_is_left_out(peers):
     options = ["--quick", "--rounds", "1", "--rows", "64-50", "--peers", peers]
@@ -161,6 +213,10 @@ def test_a_profile_names_the_functions_of_both_ends(tmp_path):
         ("websocket", "--rounds", "0"),
         ("websocket", "--profile", "idle"),
         ("websocket", "--profile", "64-50", "--peers", "aiohttp"),
+        ("rooms", "--rows", "nothing"),
+        ("rooms", "--rounds", "0"),
+        ("rooms", "--profile", "reaper"),
+        ("rooms", "--profile", "1000", "--peers", "websockets"),
     ],
 )
 def test_a_wrong_argument_is_usage(arguments):

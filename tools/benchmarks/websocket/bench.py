@@ -11,7 +11,6 @@ in processes of their own. TARGETS is what is to be held; docs/performance.md te
 from __future__ import annotations
 
 import argparse
-import os
 import pstats
 import sys
 import tempfile
@@ -21,6 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from harness import (
+    ALLOCATOR,
     Process,
     Rounds,
     Target,
@@ -32,6 +32,7 @@ from harness import (
     prepare,
     python_of,
     ratio,
+    take_turns,
     verdicts,
 )
 
@@ -117,27 +118,8 @@ TARGETS = (
 
 PACKAGES = ("gevent", "greenlet", "wsproto")
 
-# asyncio asks for 256 KiB at each read. What glibc does for that, a part of its heap or a mapping
-# made and undone each time, depends on what was freed before, by luck: half of a message's cost.
-# All peers get the former. It would be in the way where memory is measured.
-ALLOCATOR = {"MALLOC_MMAP_THRESHOLD_": str(2**25), "MALLOC_TRIM_THRESHOLD_": str(2**26)}
-
 # What is still under way when the client has its answer.
 SETTLE = 0.05
-
-
-def take_turns(process: Process) -> None:
-    """
-    Let a process run on the same core as the others, and never in place of one that has work.
-
-    Then a server runs until it waits, the client sends the next message on all connections that
-    it has an answer from, and a wake-up of the server finds them all. On cores of their own, the
-    time between two messages, and so how many of them a wake-up is for, and so the cost of one,
-    would be what the rest of the machine makes of it.
-    """
-    process_id = process.process.pid
-    os.sched_setaffinity(process_id, {max(os.sched_getaffinity(0))})
-    os.sched_setscheduler(process_id, os.SCHED_BATCH, os.sched_param(0))
 
 
 class Server:

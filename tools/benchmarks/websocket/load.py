@@ -76,14 +76,24 @@ def read_until(sock: socket.socket, complete: Callable[[bytes], bool]) -> bytes:
     return data
 
 
-def connect(port: int, tls: ssl.SSLContext | None = None) -> socket.socket:
+def connect(
+    port: int, tls: ssl.SSLContext | None = None, request: bytes = REQUEST
+) -> socket.socket:
     """Return a connection that has asked for a WebSocket; blocking."""
     sock = socket.create_connection(("127.0.0.1", port), PATIENCE)
     sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
     if tls is not None:
         sock = tls.wrap_socket(sock, server_hostname="localhost")
-    sock.sendall(REQUEST)
+    sock.sendall(request)
     return sock
+
+
+def trusting() -> ssl.SSLContext:
+    """Return what a client needs for TLS with a certificate that nobody vouches for."""
+    context = ssl.create_default_context()
+    context.check_hostname = False
+    context.verify_mode = ssl.CERT_NONE
+    return context
 
 
 def upgraded(answer: bytes) -> bool:
@@ -115,11 +125,7 @@ class Load:
     def open(
         self, port: int, count: int, size: int, text: bool = False, tls: bool = False
     ) -> dict[str, Any]:
-        context = None
-        if tls:
-            context = ssl.create_default_context()
-            context.check_hostname = False
-            context.verify_mode = ssl.CERT_NONE
+        context = trusting() if tls else None
         self.frame, self.echoed = message(size, text)
         for _ in range(count):
             sock = connect(port, context)
