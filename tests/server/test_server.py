@@ -68,8 +68,11 @@ def test_a_port_in_use_is_named():
 
 def test_a_port_that_only_udp_has_in_use_is_named():
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as taken:
-        taken.bind(("127.0.0.1", 0))
-        port = taken.getsockname()[1]
+        # Many ports may still be those of TCP connections that have ended.
+        with socket.socket() as free:
+            free.bind(("127.0.0.1", 0))
+            port = free.getsockname()[1]
+            taken.bind(("127.0.0.1", port))
         with pytest.raises(OSError, match=f"UDP 127.0.0.1:{port}"):
             gwt.Server(gwt.App(), f"127.0.0.1:{port}").start()
 
