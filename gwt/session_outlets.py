@@ -1,10 +1,11 @@
 """
 What a room sends to a WebTransport session by, without waiting: a stream, many, or datagrams.
 
-Rooms call them outlets (manager/outlets.py). What fits into a stream's send buffer now goes there;
-what does not waits here, in order, for a greenlet that writes as any other and ends when all is
-written. So a session's flow control rules what waits, and only a slow one costs a greenlet. The
-streams are the manager's: they do not count to the session's own ``max_streams``.
+Rooms call them outlets (manager/outlets.py). What fits into a stream's send buffer goes there, the
+first of a turn at once, the rest together; what does not waits here, in order, for a greenlet that
+writes as any other and ends when all is written. So a session's flow control rules what waits, and
+only a slow one costs a greenlet. The streams are the manager's: they do not count to the session's
+own ``max_streams``.
 """
 
 from __future__ import annotations
@@ -81,28 +82,52 @@ class SessionOutlet:
         Returns "sent" if QUIC took it, "queued" if it waits, "full" if more than `limit` bytes
         would, "closed" if nothing is taken any more. A larger one goes where nothing else waits.
         """
+        if self._queue or self._writer is not None:
+            return self.offer_later(frame, limit)
         if self.is_closed or not self._session.is_ready:
             return CLOSED
-        if self._writer is None:
-            try:
-                if self._send_now(frame):
-                    return SENT
-            except GwtError:
-                self.is_closed = True
-                return CLOSED
-            self._writer = gevent.spawn(self._write)
-            self._writer.name = f"gwt-room-writer {self._session.id}"
-        elif self._queued + len(frame) > limit:
-            return FULL
-        self._queue.append(frame)
-        self._queued += len(frame) + _OVERHEAD
+        try:
+            if self._send_now(frame):
+                return SENT
+        except GwtError:
+            self.is_closed = True
+            return CLOSED
+        self._append(frame)
+        self._start_writer()
         return QUEUED
 
-    # QUIC puts together what is written in one turn of the loop.
-    offer_later = offer
+    def offer_later(self, frame: bytes, limit: int) -> str:
+        """Like offer(), but keep it until the caller calls send_offered(), with what comes then."""
+        if self.is_closed or not self._session.is_ready:
+            return CLOSED
+        if self._queued and self._queued + len(frame) > limit:
+            if self._writer is not None:
+                return FULL
+            # They may not have been sent only because the loop has not come to it.
+            self.send_offered()
+            return FULL if self._writer is not None else self.offer(frame, limit)
+        self._append(frame)
+        return QUEUED
 
     def send_offered(self) -> None:
-        """Nothing: the connection does it at the end of the turn."""
+        """Send what offer_later() kept, by one write if it fits; else the writer does."""
+        if not self._queue or self._writer is not None:
+            return
+        try:
+            self._send_queue()
+        except GwtError:
+            self.is_closed = True
+            self._forget()
+        if self._queue:
+            self._start_writer()
+
+    def _append(self, frame: bytes) -> None:
+        self._queue.append(frame)
+        self._queued += len(frame) + _OVERHEAD
+
+    def _start_writer(self) -> None:
+        self._writer = gevent.spawn(self._write)
+        self._writer.name = f"gwt-room-writer {self._session.id}"
 
     def wait_room(self, deadline: Deadline) -> None:
         """Wait until something that waited was taken, or the end; raises TimeoutError."""
@@ -111,11 +136,13 @@ class SessionOutlet:
 
     def wait_sent(self, deadline: Deadline) -> None:
         """Wait until nothing waits here any more; raises TimeoutError."""
+        self.send_offered()
         while self._writer is not None:
             self._taken.wait(deadline)
 
     def stop(self) -> None:
         """Send nothing more: the session has left. Gives up what waits; never waits, or raises."""
+        self.send_offered()
         writer, self._writer = self._writer, None
         self.is_closed = True
         if writer is not None:
@@ -163,6 +190,10 @@ class SessionOutlet:
         """Send a message if it can be without waiting; tells whether. Raises GwtError."""
         raise NotImplementedError
 
+    def _send_queue(self) -> None:
+        """Send of what waits what can be without waiting. Raises GwtError."""
+        raise NotImplementedError
+
     def _write_next(self) -> None:
         """Send what waits first; may wait. Raises GwtError if nothing is taken any more."""
         raise NotImplementedError
@@ -189,6 +220,10 @@ class MessageOutlet(SessionOutlet):
             stream = self._stream = self._open()
         return stream is not None and stream.try_write(frame)
 
+    def _send_queue(self) -> None:
+        if self._send_now(b"".join(self._queue)):
+            self._forget()
+
     def _write_next(self) -> None:
         if self._stream is None:
             self._stream = self._wait_open()
@@ -198,7 +233,7 @@ class MessageOutlet(SessionOutlet):
         while queue and size < _BLOCK:
             block.append(queue.popleft())
             size += len(block[-1])
-        self._stream.write(block[0] if len(block) == 1 else b"".join(block))
+        self._stream.write(b"".join(block))
         self._queued -= size + len(block) * _OVERHEAD
 
     def _streams_left(self) -> list[WebTransportSendStream]:
@@ -238,6 +273,11 @@ class StreamOutlet(SessionOutlet):
             return False
         self._remember(stream)
         return True
+
+    def _send_queue(self) -> None:
+        # An open stream without a message is the writer's.
+        while self._queue and self._spare is None and self._send_now(self._queue[0]):
+            self._queued -= len(self._queue.popleft()) + _OVERHEAD
 
     def _write_next(self) -> None:
         size = len(self._queue[0])

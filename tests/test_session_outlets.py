@@ -118,6 +118,8 @@ class Session:
 STEPS = st.lists(
     st.one_of(
         st.tuples(st.just("offer"), st.one_of(st.text(max_size=300), st.binary(max_size=300))),
+        st.tuples(st.just("later"), st.one_of(st.text(max_size=300), st.binary(max_size=300))),
+        st.tuples(st.just("send"), st.none()),
         st.tuples(st.just("room"), st.integers(1, 700)),
         st.tuples(st.just("credit"), st.integers(1, 3)),
         st.tuples(st.just("run"), st.none()),
@@ -132,9 +134,10 @@ def play(outlet: Any, session: Session, steps: Any) -> list[Any]:
     accepted, size = [], 0
     for what, value in steps:
         match what:
-            case "offer":
+            case "offer" | "later":
                 frame = outlet.encode_for(outlet.kind, value)
-                outcome = outlet.offer(frame, LIMIT)
+                offer = outlet.offer if what == "offer" else outlet.offer_later
+                outcome = offer(frame, LIMIT)
                 assert outcome in ("sent", "queued", "full")
                 if outcome != "full":
                     accepted.append(value)
@@ -142,6 +145,8 @@ def play(outlet: Any, session: Session, steps: Any) -> list[Any]:
                 if outcome == "sent":
                     # So was all before it.
                     assert sum(len(stream.data) for stream in session.opened) == size
+            case "send":
+                outlet.send_offered()
             case "room":
                 session.grant(room=value)
             case "credit":
@@ -152,7 +157,8 @@ def play(outlet: Any, session: Session, steps: Any) -> list[Any]:
                 for stream in session.opened:
                     if stream.over:
                         stream.end()
-    # Now the peer takes everything.
+    # Now the turn ends, and the peer takes everything.
+    outlet.send_offered()
     while outlet._writer is not None:
         session.grant(credit=1, room=1000)
         for stream in session.opened:
@@ -235,6 +241,24 @@ def test_leaving_while_it_is_slow_gives_up_what_it_has_not_read(kind):
     gevent.sleep(0)
     assert [stream.reset_ for stream in session.opened] == [True]
     assert outlet.offer(b"message", LIMIT) == "closed"
+
+
+def test_what_is_offered_in_one_turn_leaves_by_one_write():
+    session = Session()
+    session.grant(credit=1, room=1000)
+    outlet = MessageOutlet(session)
+    assert outlet.offer(b"a", LIMIT) == "sent"
+    assert [outlet.offer_later(b"b", LIMIT), outlet.offer_later(b"c", LIMIT)] == ["queued"] * 2
+    # Of another turn, but not before those.
+    assert outlet.offer(b"d", LIMIT) == "queued"
+    assert session.opened[0].data == b"a"
+    outlet.send_offered()
+    assert session.opened[0].data == b"abcd" and outlet._writer is None
+    assert outlet.offer(b"e", LIMIT) == "sent"
+    assert outlet.offer_later(b"f", LIMIT) == "queued"
+    outlet.stop()
+    # What was offered before it left goes, too.
+    assert session.opened[0].data == b"abcdef" and session.opened[0].over
 
 
 def test_small_messages_that_are_not_acknowledged_take_few_streams():

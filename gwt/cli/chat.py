@@ -52,8 +52,11 @@ class Chat:
 
     def __call__(self, peer: gwt.WebSocket | gwt.WebTransportSession, room: str) -> None:
         """Let one into a room, and pass on what it says."""
+        if peer.is_closed:
+            return
         name = self._enter(peer, room)
         try:
+            self._tell_members(room, "joined", name)
             _listen(peer, _paced(lambda text: self._tell(room, "message", name=name, text=text)))
         finally:
             self._leave(peer, room)
@@ -65,7 +68,6 @@ class Chat:
         name = _free_name(_wanted_name(peer), {person["name"] for person in people.values()})
         by = "WebSocket" if isinstance(peer, gwt.WebSocket) else "WebTransport"
         people[key] = {"name": name, "transport": by}
-        self._tell_members(room, "joined", name)
         return name
 
     def _leave(self, peer: gwt.WebSocket | gwt.WebTransportSession, room: str) -> None:
