@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from typing import Any
@@ -142,6 +143,49 @@ class TestOneStream:
             ) == b"own":
                 assert incoming.read(timeout=5) == b""
             assert incoming.readexactly(3, timeout=5) == b"\x02\x012"
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_whoever_comes_and_goes_all_hear_what_they_should_in_one_order(seed):
+    rng = random.Random(seed)
+    names = [f"{kind}{number}" for number in range(3) for kind in ("session", "ws")]
+    with hub() as it:
+        clients = {
+            name: it.session(name) if name.startswith("session") else it.websocket(name)
+            for name in names
+        }
+        expected: dict[str, list[str]] = {name: [] for name in names}
+        gone: set[str] = set()
+        for number in range(60):
+            name, room = rng.choice(names), rng.choice(["r", "s"])
+            members = it.rooms.get_room_connections(room)
+            match rng.choice(["join", "leave", "say", "say", "say to all", "run", "end"]):
+                case "join" if name not in gone:
+                    it.rooms.join_room(name, room)
+                case "leave":
+                    it.rooms.leave_room(name, room)
+                case "say":
+                    message = f"{number}" * rng.choice([1, 1, 1000])
+                    result = it.rooms.broadcast_to_room(room, message, exclude=[name])
+                    hearing = members - {name}
+                    assert sum(result) == len(hearing) == result.sent + result.queued
+                    for each in hearing:
+                        expected[each].append(message)
+                case "say to all":
+                    assert sum(it.rooms.broadcast_to_all(f"{number}")) == len(names) - len(gone)
+                    for each in set(names) - gone:
+                        expected[each].append(f"{number}")
+                case "run":
+                    gevent.sleep(0)
+                case "end" if len(gone) < 2:
+                    clients[name].abort()
+                    gone.add(name)
+                    eventually(lambda name=name: name not in it.rooms)
+        it.rooms.broadcast_to_all("the end")
+        for name in set(names) - gone:
+            client = clients[name]
+            told = iter(client) if name.startswith("ws") else reader(client)
+            assert list(iter(told.__next__, "the end")) == expected[name], name
 
 
 class TestFraming:
