@@ -10,9 +10,16 @@ from __future__ import annotations
 from collections.abc import Callable, Hashable, Iterator, Mapping
 from typing import Any, NamedTuple
 
-from ..errors import LimitExceeded
+from ..errors import GwtError, LimitExceeded
 
-__all__ = ["BroadcastResult", "Member", "Rooms", "RoomsView"]
+__all__ = ["BroadcastResult", "Member", "Rooms", "RoomsView", "UnknownMember"]
+
+
+class UnknownMember(GwtError, KeyError):
+    """Nobody has this id: it never was a member, or has ended and left."""
+
+    # Not KeyError's, which shows the text quoted.
+    __str__ = Exception.__str__
 
 
 class BroadcastResult(NamedTuple):

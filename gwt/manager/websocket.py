@@ -25,7 +25,7 @@ from ..net.waiting import Deadline, Signal
 from .broadcast import Broadcaster
 from .members import GOING_AWAY, INTERNAL_ERROR, NORMAL, Members
 from .registry import CLOSE_TIMEOUT, GRACE
-from .rooms import BroadcastResult, Member, Rooms, RoomsView
+from .rooms import BroadcastResult, Member, Rooms, RoomsView, UnknownMember
 
 __all__ = ["NODE", "WebSocketManager"]
 
@@ -112,9 +112,13 @@ class WebSocketManager(Members):
         Let a member into a room, which is made if need be. Idempotent.
 
         `reliable` is for members that can do otherwise; to a WebSocket everything is. Raises
-        KeyError for an unknown id, LimitExceeded if the room is full.
+        KeyError for an unknown id, as of one that has ended, LimitExceeded if the room is full.
         """
-        self._rooms.join(self._members[connection_id], room, reliable)
+        member = self._members.get(connection_id)
+        if member is None:
+            # A GwtError: a peer that has ended already fails no handler by that.
+            raise UnknownMember(f"There is no member with the id {connection_id!r}.")
+        self._rooms.join(member, room, reliable)
 
     def leave_room(self, connection_id: Hashable, room: Hashable) -> None:
         """Let a member out of a room. Idempotent; an unknown id or room is nothing to do."""

@@ -9,6 +9,7 @@ from typing import Any
 
 import gevent
 import pytest
+from gevent import socket
 
 import gwt
 from tests.helpers import eventually, live
@@ -380,3 +381,22 @@ class TestEnd:
             eventually(lambda: "a" not in it.rooms)
             # conftest sees what is left of its greenlet.
             assert it.rooms.broadcast_to_all("x") == (0, 0, 0, 0)
+
+
+def test_a_peer_that_leaves_at_once_fails_no_handler(caplog):
+    # Its close comes with its request: the handler finds it ended.
+    upgrade = (
+        b"GET /a HTTP/1.1\r\nHost: x\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n"
+        b"Sec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\nSec-WebSocket-Version: 13\r\n\r\n"
+    )
+    with hub() as it:
+        with socket.create_connection(it.server.address) as sock:
+            sock.sendall(upgrade + b"\x88\x80mask")
+            while sock.recv(4096):
+                pass
+        eventually(lambda: it.rooms.stats()["total_closed"] == 1)
+        eventually(lambda: it.server.stats()["handlers"] == 0)
+        with pytest.raises(KeyError, match="no member with the id 'a'"):
+            it.rooms.join_room("a", "r")
+        assert not it.server.stats().get("handler_errors")
+    assert "failed" not in caplog.text
