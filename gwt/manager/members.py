@@ -376,7 +376,8 @@ class Members:
     def cleanup_closed(self) -> int:
         """Remove members that are closed and did not tell; returns how many. Scans all members."""
         broken: list[Exception] = []
-        closed = pick_closed(list(self._connections.items()), broken)
+        # A snapshot, but no 20,000 tuples: zip() uses its one again.
+        closed = pick_closed(zip(list(self._connections), self, strict=True), broken)
         for exc in broken:
             self._failed("is_closed", exc)
         for key, _ in closed:

@@ -55,10 +55,10 @@ def pick_closed(
 ) -> list[tuple[Hashable, Member]]:
     """Choose the members that are closed; what raises is not, and its error goes to `broken`."""
     closed = []
-    for item in members:
+    for key, member in members:
         try:
-            if item[1].is_closed:
-                closed.append(item)
+            if member.is_closed:
+                closed.append((key, member))
         except Exception as exc:
             # Boundary to user code: a property of a member.
             broken.append(exc)
@@ -221,7 +221,8 @@ class Registry:
 
     def cleanup_closed_resources(self) -> int:
         """Remove the members that are closed, and return their number. Scans all members."""
-        return self._cleanup(list(self._members.items()))
+        # A snapshot, but no 20,000 tuples: zip() uses its one again.
+        return self._cleanup(zip(list(self._members), self, strict=True))
 
     def get_stats(self) -> dict[str, Any]:
         """Return totals, the limit, and the members by state. Scans all members."""
@@ -319,7 +320,7 @@ class Registry:
         self.total_closed += 1
         return True
 
-    def _cleanup(self, members: list[tuple[Hashable, Member]]) -> int:
+    def _cleanup(self, members: Iterable[tuple[Hashable, Member]]) -> int:
         broken: list[Exception] = []
         closed = pick_closed(members, broken)
         for exc in broken:
