@@ -2,11 +2,11 @@
 Rooms side by side with what else sends one message to many, alternating, in one run: CPU time of
 the server for each delivery.
 
-Each peer is a server process with one room; one other process holds the members (audience.py), and
-is not measured. One member speaks, and all hear it, the speaker too. Every round does every row
-once with every peer, in turn; ratios are taken within a round, and their median is printed. How
-late another greenlet runs, and what costs something without any message, is asked of gwt alone.
-TARGETS is what is to be held; docs/performance.md tells more.
+Each peer is a server process with one room; another process holds the members, and is not measured
+(audience.py; audience_sessions.py for WebTransport). One member speaks, and all hear it, the
+speaker too. Every round does every row once with every peer, in turn; ratios are taken within a
+round, and their median is printed. How late another greenlet runs, and what costs something without
+any message, is asked of gwt alone. TARGETS is what is to be held; docs/performance.md tells more.
 """
 
 from __future__ import annotations
@@ -65,10 +65,17 @@ ROOMS = {
     "1000-tls": Room(1000, tls=True),
 }
 
+# Members that are WebTransport sessions; no peer has them.
+SESSIONS = {
+    "100-webtransport": Room(100, tls=True),
+    "100-webtransport-ten": Room(100, together=10, tls=True),
+}
+
 # Of gwt alone: what is measured while a room is spoken to, and what inside.py does.
 LATE = {"late-5000": Room(5000)}
 INSIDE = ("reaper", "joining", "instances")
-ROWS = [*ROOMS, *LATE, *INSIDE]
+SPOKEN = {**ROOMS, **SESSIONS}
+ROWS = [*SPOKEN, *LATE, *INSIDE]
 
 
 def held(work: str, base: str | None, limit: float, figure: str = "server") -> Target:
@@ -118,7 +125,7 @@ def fitting(room: Room, quick: bool) -> Room:
 class Server:
     """A peer's server, running, and the process that holds the members."""
 
-    def __init__(self, peer: str, audience: Process, certificate: str | None = None) -> None:
+    def __init__(self, peer: str, audience: Process, certificate: str | None) -> None:
         more = [] if certificate is None else ["--certificate", certificate]
         self.tls = certificate is not None
         self.audience = audience
@@ -171,8 +178,9 @@ class Server:
         return {name: 1000 * late for name, late in found.items()}
 
 
-def start_audience() -> Process:
-    audience = Process([sys.executable, str(HERE / "audience.py")], 5.0)
+def start_audience(row: str) -> Process:
+    script = "audience_sessions.py" if row in SESSIONS else "audience.py"
+    audience = Process([sys.executable, str(HERE / script)], 5.0)
     take_turns(audience)
     return audience
 
@@ -193,14 +201,17 @@ def measure(
     """Return for each row and peer what each round measured, and what the peers are made of."""
     found: Rounds = {}
     versions: dict[str, dict[str, str]] = {}
-    servers: dict[tuple[str, bool], Server] = {}
+    audiences: dict[bool, Process] = {}
+    servers: dict[tuple[str, bool, bool], Server] = {}
     seconds = 0.2 if options.quick else 1.0
-    audience = start_audience()
 
-    def server(peer: str, tls: bool) -> Server:
-        key = peer, tls
+    def server(peer: str, row: str, tls: bool) -> Server:
+        sessions = row in SESSIONS
+        if sessions not in audiences:
+            audiences[sessions] = start_audience(row)
+        key = peer, tls, sessions
         if key not in servers:
-            servers[key] = Server(peer, audience, certificate if tls else None)
+            servers[key] = Server(peer, audiences[sessions], certificate if tls else None)
             versions[peer] = servers[key].versions
         return servers[key]
 
@@ -208,11 +219,12 @@ def measure(
         if row in INSIDE:
             return inside(row, options.quick)
         if row in LATE:
-            return server(peer, False).lateness(fitting(LATE[row], options.quick), seconds)
-        room = fitting(ROOMS[row], options.quick)
-        return server(peer, room.tls).run(room, seconds)
+            room = fitting(LATE[row], options.quick)
+            return server(peer, row, room.tls).lateness(room, seconds)
+        room = fitting(SPOKEN[row], options.quick)
+        return server(peer, row, room.tls).run(room, seconds)
 
-    rows = [row for row in ROWS if row in options.rows and able(row)]
+    rows = [row for row in ROWS if row in options.rows]
     try:
         for number in range(options.rounds):
             # Nobody is always the first.
@@ -226,27 +238,18 @@ def measure(
     finally:
         for each in servers.values():
             each.process.end()
-        audience.end()
+        for audience in audiences.values():
+            audience.end()
     return found, versions
-
-
-def able(row: str) -> bool:
-    """Return whether this gwt has what a row measures; says so if not."""
-    import gwt
-
-    if row == "instances" and not hasattr(gwt, "StatelessServer"):
-        print("Going on without instances: this gwt has no StatelessServer.", file=sys.stderr)
-        return False
-    return True
 
 
 def table(found: Rounds, base: str) -> str:
     """Lay the results out, row by row."""
-    lines = [f"{'row':<16} {'peer':<11} {'server':>7} {'/ ' + base:>7} {'turn, ms':>9}  targets"]
+    lines = [f"{'row':<21} {'peer':<11} {'server':>7} {'/ ' + base:>7} {'turn, ms':>9}  targets"]
     for row, rounds in sorted(found.items(), key=lambda item: ROWS.index(item[0][0])):
         work, peer = row
-        start = f"{work:<16} {peer:<11} "
-        if work in ROOMS:
+        start = f"{work:<21} {peer:<11} "
+        if work in SPOKEN:
             times = ratio(found, row, (work, base), "server")
             cost, turn = figure(rounds, "server"), figure(rounds, "turn")
             line = f"{start}{cost:>7.2f} {times:>7.2f} {turn:>9.2f}"
@@ -278,7 +281,7 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     )
     parser.add_argument(
         "--profile",
-        choices=list(ROOMS),
+        choices=list(SPOKEN),
         metavar="ROW",
         help="instead of measuring, print where the server spends its time in it: gwt's, or "
         "that of the first of --peers, which must be on gevent",
@@ -298,8 +301,8 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
 
 def profile(peer: str, row: str, quick: bool, certificate: str) -> None:
     """Fill a room, then speak under a profiler in the server."""
-    room = fitting(ROOMS[row], quick)
-    audience = start_audience()
+    room = fitting(SPOKEN[row], quick)
+    audience = start_audience(row)
     try:
         server = Server(peer, audience, certificate if room.tls else None)
         try:

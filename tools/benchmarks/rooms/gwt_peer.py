@@ -46,7 +46,8 @@ def _answer_all() -> None:
 def serve(app: gwt.App) -> None:
     """Serve an application for ever, as the command line says."""
     certificate = arguments().certificate
-    with gwt.Server(app, "127.0.0.1:0", certfile=certificate, http3=False) as server:
+    http3 = certificate is not None
+    with gwt.Server(app, "127.0.0.1:0", certfile=certificate, http3=http3) as server:
         gevent.spawn(_answer_all)
         ready(server.address[1], "gevent", "wsproto")
         server.serve_forever()

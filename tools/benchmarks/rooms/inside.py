@@ -12,6 +12,7 @@ import statistics
 import sys
 import time
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 from answers import reply
@@ -43,15 +44,15 @@ def member() -> gwt.WebSocket:
     return gwt.WebSocket.over(connection, Agreement(), request, CONFIG, is_client=False)
 
 
-def seconds(work: Callable[[], object], before: Callable[[], object] = lambda: None) -> float:
+def spent(work: Callable[[], object]) -> float:
+    began = time.thread_time()
+    work()
+    return time.thread_time() - began
+
+
+def seconds(work: Callable[[], object]) -> float:
     """Return what a thing costs."""
-    found = []
-    for _ in range(TIMES):
-        before()
-        began = time.thread_time()
-        work()
-        found.append(time.thread_time() - began)
-    return statistics.median(found)
+    return statistics.median(spent(work) for _ in range(TIMES))
 
 
 def reaper(quick: bool) -> dict[str, float]:
@@ -76,42 +77,38 @@ def reaper(quick: bool) -> dict[str, float]:
 
 def joining(quick: bool) -> dict[str, float]:
     """Return microseconds for joining and leaving a room where there are few, and many."""
-    rooms = gwt.WebSocketManager()
-    one, other = rooms.add(member()), rooms.add(member())
     own = [f"own room {number}" for number in range(100)]
-
-    def join_and_leave() -> None:
-        for room in own:
-            rooms.join_room(one, room)
-        for room in own:
-            rooms.leave_room(one, room)
-
-    def join() -> None:
-        for room in own:
-            rooms.join_room(one, room)
-
-    def leave_all() -> None:
-        rooms.remove_connection(one)
-
-    def come_back() -> None:
-        if one not in rooms:
-            rooms.add(ws, one)
-            join()
-
-    ws = rooms.connections[one]
-    found = {}
-    few, many = 10, 1000 if quick else 100_000
-    for name, count in ("few", few), ("many", many):
-        for number in range(len(rooms.rooms), count):
+    managers = {}
+    for name, count in ("few", 10), ("many", 1000 if quick else 100_000):
+        rooms = managers[name] = gwt.WebSocketManager()
+        other = rooms.add(member())
+        for number in range(count):
             rooms.join_room(other, f"room {number}")
-        settle()
-        found[name] = 1e6 * seconds(join_and_leave) / len(own)
-        found[f"{name}_all"] = 1e6 * seconds(leave_all, come_back) / len(own)
-        rooms.add(ws, one)
-    return {
-        **found,
-        "times": max(found["many"] / found["few"], found["many_all"] / found["few_all"]),
-    }
+    settle()
+
+    def join_and_leave(rooms: gwt.WebSocketManager, key: object) -> None:
+        for room in own:
+            rooms.join_room(key, room)
+        for room in own:
+            rooms.leave_room(key, room)
+
+    found: dict[str, list[float]] = {"few": [], "few_all": [], "many": [], "many_all": []}
+    # In turn, so that whatever else the machine does hits both.
+    for _ in range(TIMES):
+        for name, rooms in managers.items():
+            ws = member()
+            key = rooms.add(ws)
+            found[name].append(spent(partial(join_and_leave, rooms, key)))
+            for room in own:
+                rooms.join_room(key, room)
+            found[f"{name}_all"].append(spent(partial(rooms.remove, ws)))
+    costs = {name: 1e6 * statistics.median(each) / len(own) for name, each in found.items()}
+    return {**costs, "times": max(ratio(found, ""), ratio(found, "_all"))}
+
+
+def ratio(found: dict[str, list[float]], what: str) -> float:
+    pairs = zip(found["many" + what], found["few" + what], strict=True)
+    return statistics.median(many / few for many, few in pairs)
 
 
 def instances(quick: bool) -> dict[str, float]:

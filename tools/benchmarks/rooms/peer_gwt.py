@@ -18,5 +18,13 @@ def room(ws: gwt.WebSocket) -> None:
         rooms.broadcast_to_room("room", message)
 
 
+@app.webtransport("/room")
+def session_room(session: gwt.WebTransportSession) -> None:
+    rooms.join_room(rooms.add(session), "room")
+    session.send_datagram(b"joined")
+    for message in session.incoming_datagrams():
+        rooms.broadcast_to_room("room", message)
+
+
 if __name__ == "__main__":
     serve(app)
