@@ -67,7 +67,9 @@ class WebSocketManager(Members):
             ("outbox_bytes", outbox_bytes),
             ("pool", pool if isinstance(pool, int) else None),
         ):
-            if value is not None and (isinstance(value, bool) or value < 1):
+            if value is None and field != "outbox_bytes":
+                continue
+            if not isinstance(value, int) or isinstance(value, bool) or value < 1:
                 raise ConfigError(
                     f"{field} must be at least 1, not {value!r}.", field=field, value=value
                 )
@@ -165,6 +167,7 @@ class WebSocketManager(Members):
     def broadcast(self, message: Any, binary: bool = False) -> BroadcastResult:
         """Send a message to all members, text as binary if `binary`; see broadcast_to_room()."""
         if binary and isinstance(message, str):
+            _check_text(message)
             message = message.encode()
         return self.broadcast_to_all(message)
 
@@ -182,6 +185,9 @@ class WebSocketManager(Members):
                 raise TypeError(
                     f"A message is text or bytes, not {type(message).__name__}."
                 ) from None
+        if id(exclude) in self._known:
+            # One member: to go through it would be to wait for its messages.
+            exclude = (exclude,)
         if exclude:
             left_out = self._ids(exclude)
             members = [member for member in members if member.id not in left_out]

@@ -249,6 +249,8 @@ class TestMembers:
             {"outbox_bytes": 0},
             {"max_connections": 0},
             {"max_room_size": -1},
+            {"max_room_size": "10"},
+            {"outbox_bytes": None},
             {"pool": 0},
             {"pool": True},
             {"backplane": "redis://"},
@@ -415,6 +417,8 @@ class TestBroadcast:
         assert sum(manager.broadcast_to_room("r", "x", exclude=["m0", b])) == 1
         assert sum(manager.broadcast_to_all("x", exclude="m1")) == 2
         assert sum(manager.broadcast_to_all("x", exclude=["never"])) == 3
+        # A member alone, whose messages are not what is meant.
+        assert sum(manager.broadcast_to_room("r", "x", exclude=b)) == 2
 
     def test_takes_text_and_bytes_like_things_only(self):
         (a,) = members(1)
@@ -432,6 +436,8 @@ class TestBroadcast:
                 manager.broadcast_to_all(wrong)
         with pytest.raises(gwt.LocalProtocolError):
             manager.broadcast_to_all("\ud800")
+        with pytest.raises(gwt.LocalProtocolError):
+            manager.broadcast("\ud800", binary=True)
         assert list(manager) == [a]
 
     def test_later_ones_of_a_turn_wait_for_its_end(self):
