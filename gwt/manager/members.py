@@ -174,6 +174,9 @@ class Members:
     def _added(self, member: Member) -> None:
         """One has been added, and is open; for subclasses."""
 
+    def _removed(self, member: Member) -> None:
+        """One was taken out, and may be open; for subclasses."""
+
     def add_connection(
         self,
         connection_id: Hashable,
@@ -186,16 +189,22 @@ class Members:
         return self.add(ws, connection_id, replace=replace, framing=framing)
 
     def remove(self, ws: Any) -> None:
-        """Take a member out of all rooms and of the manager, without closing it. Idempotent."""
+        """
+        Take a member out of all rooms and of the manager, without closing it. Idempotent.
+
+        What it receives from then on is its owner's again, also if it has ``received_message()``.
+        """
         member = self._known.get(id(ws))
         if member is not None:
             self._drop(member)
+            self._removed(member)
 
     def remove_connection(self, connection_id: Hashable) -> None:
         """Take the member with this id out; see remove()."""
         member = self._members.get(connection_id)
         if member is not None:
             self._drop(member)
+            self._removed(member)
 
     @property
     def connections(self) -> Mapping[Hashable, Any]:

@@ -96,6 +96,9 @@ class WebSocketManager(Members):
             failed=self._member_failed,
         )
 
+        # Members whose messages are read here, and by which greenlet while it waits for one.
+        self._readers: dict[Member, gevent.Greenlet | None] = {}
+
         # Whether start() was called, and not stop() since.
         self.running = False
         self._stopped = Signal()
@@ -221,7 +224,7 @@ class WebSocketManager(Members):
         When the handler returns the WebSocket is removed and closed; if it raises, which is logged,
         with 1011. Raises what add() raises, above all PoolExhausted: this does not wait.
         """
-        self._check_pool()
+        self._check_pool(1 + hasattr(ws, "received_message"))
         key = self.add(ws, connection_id, replace=replace)
         return self._spawn(key, self._handle, key, ws, handler)
 
@@ -231,10 +234,17 @@ class WebSocketManager(Members):
 
     def _added(self, member: Member) -> None:
         if hasattr(member.member, "received_message"):
+            self._readers[member] = None
             self._spawn(member.id, self._read, member)
 
-    def _check_pool(self) -> None:
-        if self._pool.full():
+    def _removed(self, member: Member) -> None:
+        # In the midst of a callback it is not killed, and ends after that.
+        reader = self._readers.pop(member, None)
+        if reader is not None:
+            reader.kill(block=False)
+
+    def _check_pool(self, needed: int = 1) -> None:
+        if self._pool.size is not None and self._pool.free_count() < needed:
             raise PoolExhausted(
                 f"All {self._pool.size} greenlets of the pool are in use.", limit=self._pool.size
             )
@@ -264,11 +274,19 @@ class WebSocketManager(Members):
                 self._close_soon(ws, code, reason)
 
     def _read(self, member: Member) -> None:
-        ws = member.member
+        ws, readers = member.member, self._readers
         try:
-            for message in ws:
+            messages = iter(ws)
+            while member in readers:
+                readers[member] = gevent.getcurrent()
+                try:
+                    message = next(messages)
+                except StopIteration:
+                    self._gone(member)
+                    break
+                if member in readers:
+                    readers[member] = None
                 ws.received_message(message)
-            self._gone(member)
         except (Exception, gevent.Timeout) as exc:
             # Boundary to user code: a callback of a member.
             if isinstance(exc, GwtError) and ws.is_closed:
@@ -276,6 +294,8 @@ class WebSocketManager(Members):
                 self._drop(member)
             else:
                 self._callback_failed(member, "received_message()", exc)
+        finally:
+            readers.pop(member, None)
 
     # Life
 

@@ -754,6 +754,57 @@ class TestHandlers:
         b.end()
         manager.join(timeout=5)
 
+    def test_one_that_was_removed_is_not_read_any_more(self):
+        a = Reading("a")
+        manager = manager_of(a)
+        turn()
+        manager.remove(a)
+        a.inbox.put("not for it")
+        turn()
+        assert a.seen == [] and a.inbox.get_nowait() == "not for it"
+        manager.join(timeout=5)
+        # Back again, it has one reader.
+        manager.add(a)
+        a.inbox.put("for it")
+        turn()
+        assert a.seen == ["for it"]
+        manager.remove_connection("a")
+        manager.join(timeout=5)
+
+    def test_a_callback_that_removes_its_member_is_not_killed(self):
+        a = Reading("a")
+        manager = manager_of(a)
+        go = Event()
+
+        def received(message: Any) -> None:
+            manager.remove(a)
+            go.wait()
+            a.seen.append(message)
+
+        a.received_message = received
+        a.inbox.put("1")
+        a.inbox.put("2")
+        turn()
+        go.set()
+        manager.join(timeout=5)
+        assert a.seen == ["1"] and a.inbox.get_nowait() == "2"
+
+    def test_what_came_before_the_end_is_given_to_it(self):
+        a = Reading("a")
+        manager = manager_of(a)
+        a.inbox.put("1")
+        a.inbox.put("2")
+        a.end()
+        manager.join(timeout=5)
+        assert a.seen == ["1", "2"] and a not in manager
+
+    def test_track_asks_for_a_reader_and_a_handler_together(self):
+        a = Reading("a")
+        manager = WebSocketManager(pool=1)
+        with gevent.Timeout(5), pytest.raises(gwt.PoolExhausted):
+            manager.track(a, lambda ws: None)
+        assert a not in manager
+
 
 class TestLife:
     def test_run_lasts_until_stop_which_closes_nobody(self):
