@@ -194,6 +194,7 @@ class Members:
 
         What it receives from then on is its owner's again, also if it has ``received_message()``.
         """
+        self._check_thread()
         member = self._known.get(id(ws))
         if member is not None:
             self._drop(member)
@@ -201,6 +202,7 @@ class Members:
 
     def remove_connection(self, connection_id: Hashable) -> None:
         """Take the member with this id out; see remove()."""
+        self._check_thread()
         member = self._members.get(connection_id)
         if member is not None:
             self._drop(member)
@@ -405,6 +407,7 @@ class Members:
 
         Those that have not after `timeout` seconds are aborted. Afterwards none of them is left.
         """
+        self._check_thread()
         leaving = list(self._members.values())
         self._leaving.update(leaving)
         until = self._clock() + SLICE

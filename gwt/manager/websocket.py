@@ -119,6 +119,7 @@ class WebSocketManager(Members):
         `reliable` is for members that can do otherwise; to a WebSocket everything is. Raises
         KeyError for an unknown id, as of one that has ended, LimitExceeded if the room is full.
         """
+        self._check_thread()
         member = self._members.get(connection_id)
         if member is None:
             # A GwtError: a peer that has ended already fails no handler by that.
@@ -127,6 +128,7 @@ class WebSocketManager(Members):
 
     def leave_room(self, connection_id: Hashable, room: Hashable) -> None:
         """Let a member out of a room. Idempotent; an unknown id or room is nothing to do."""
+        self._check_thread()
         member = self._members.get(connection_id)
         if member is not None:
             self._rooms.leave(member, room)
@@ -308,6 +310,7 @@ class WebSocketManager(Members):
 
     def stop(self) -> None:
         """End the manager's own work and whoever is in run(); closes nobody. Idempotent."""
+        self._check_thread()
         self.running = False
         self._halted = True
         self._discharge()

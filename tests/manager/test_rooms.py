@@ -538,13 +538,27 @@ class TestBroadcast:
         assert results == [(1, 0, 1, 0)]
 
     def test_from_another_thread_it_is_refused(self):
-        manager = manager_of(*members(1))
+        (a,) = members(1)
+        manager = manager_of(a)
+        manager.join_room(a.id, "r")
+        before = manager.stats()
 
         def elsewhere() -> None:
-            with pytest.raises(RuntimeError, match="thread"):
-                manager.broadcast_to_all("x")
+            for call in (
+                lambda: manager.broadcast_to_all("x"),
+                lambda: manager.add(Outlet("b")),
+                lambda: manager.join_room(a.id, "other"),
+                lambda: manager.leave_room(a.id, "r"),
+                lambda: manager.remove(a),
+                lambda: manager.remove_connection(a.id),
+                manager.close_all,
+                manager.stop,
+            ):
+                with pytest.raises(RuntimeError, match="thread"):
+                    call()
 
         gevent.get_hub().threadpool.apply(elsewhere)
+        assert manager.stats() == before and a in manager and a.closes == []
 
 
 class TestSlowMembers:
