@@ -17,7 +17,7 @@ from typing import Any
 
 import gevent.socket
 
-from ..server.lend import read_ahead, undeciphered
+from ..server.lend import read_ahead
 
 __all__ = ["ADVICE", "Lent", "find"]
 
@@ -93,5 +93,4 @@ def _unread(sock: Any, body: Any) -> bytes:
     unreader = getattr(getattr(body, "reader", None), "unreader", None)
     # None if the application's own middleware has put something else there. A client that waits
     # for its answer, which it must (RFC 6455 4.1), has sent nothing yet.
-    early = b"" if unreader is None else bytes(unreader.buf.getvalue())
-    return early + undeciphered(sock)
+    return b"" if unreader is None else bytes(unreader.buf.getvalue())

@@ -20,7 +20,7 @@ from ..states import WebSocketState
 from ..websocket_lazy import LazyWebSocket
 from .gate import GOING_AWAY, INTERNAL_ERROR
 
-__all__ = ["read_ahead", "run_with", "undeciphered"]
+__all__ = ["read_ahead", "run_with"]
 
 logger = logging.getLogger("gwt.server")
 
@@ -77,7 +77,8 @@ def read_ahead(sock: Any, file: Any) -> bytes:
     """
     Return what a socket's buffered file holds behind a request. Never waits.
 
-    The socket does not wait either from then on, and the file must not be read any more.
+    The socket does not wait either from then on, and the file must not be read any more. What TLS
+    has deciphered beyond the file stays in it: TcpConnection asks for that when it begins to read.
     """
     sock.setblocking(False)
     early = b""
@@ -87,10 +88,4 @@ def read_ahead(sock: Any, file: Any) -> bytes:
     with suppress(OSError):
         # Raises if nothing is there yet.
         early = file.read(len(file.peek())) or b""
-    return early + undeciphered(sock)
-
-
-def undeciphered(sock: Any) -> bytes:
-    """Return what TLS has read from the network already: no watcher would tell of that."""
-    pending = sock.pending() if hasattr(sock, "pending") else 0
-    return bytes(sock.recv(pending)) if pending else b""
+    return early
