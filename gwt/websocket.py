@@ -121,6 +121,11 @@ class WebSocket(Offers):
     is_closed = terminated = closed
 
     @property
+    def is_ready(self) -> bool:
+        """Whether messages can be sent: it is open, and not being closed."""
+        return self.state is WebSocketState.OPEN
+
+    @property
     def close_code(self) -> int | None:
         """The code it was closed with, 1006 if the connection broke; None while it is not."""
         return None if self._error is None else self._error.code

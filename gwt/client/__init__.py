@@ -6,7 +6,9 @@ Never imports gwt.server.
 
 from __future__ import annotations
 
-from .client import ClientStats, WebTransportClient, connect
+from .client import WebTransportClient
+from .connecting import connect
 from .legacy import create_connection
+from .stats import ClientStats
 
 __all__ = ["ClientStats", "WebTransportClient", "connect", "create_connection"]

@@ -110,3 +110,23 @@ def test_close_may_come_long_after_the_connection_is_gone(server):
     eventually(lambda: session.connection.protocol.next_timer() is None)
     session.close()
     assert not session.connection.stats().get("internal_errors")
+
+
+def test_it_connects_websockets_too(server):
+    app = gwt.App()
+
+    @app.websocket("/ws")
+    def handler(ws):
+        for message in ws:
+            ws.send(f"{ws.request.headers['x-who']}: {message}")
+
+    with gwt.Server(app, "127.0.0.1:0") as other, gwt.WebTransportClient() as client:
+        host, port = other.address
+        ws = client.connect(f"ws://{host}:{port}/ws", headers={"X-Who": "me"})
+        ws.send("hello")
+        assert ws.recv(timeout=5) == "me: hello"
+        assert ws.is_ready and client.stats["connections"]["successful"] == 1
+        with pytest.raises(gwt.ClientError) as info:
+            client.connect(f"ws://{host}:{port}/nowhere")
+        assert isinstance(info.value.__cause__, gwt.SessionRejected)
+    assert ws.is_closed and not ws.is_ready and ws.close_code == 1000

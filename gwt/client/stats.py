@@ -1,0 +1,62 @@
+"""
+ClientStats: what a client has done, in figures. Knows no client.
+"""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass, field
+from typing import Any
+
+__all__ = ["ClientStats"]
+
+
+@dataclass
+class ClientStats:
+    """What a client has done; times in seconds."""
+
+    created_at: float = field(default_factory=time.time)
+    connections_attempted: int = 0
+    connections_successful: int = 0
+    connections_failed: int = 0
+    total_connect_time: float = 0.0
+    min_connect_time: float = float("inf")
+    max_connect_time: float = 0.0
+
+    @property
+    def avg_connect_time(self) -> float:
+        """The mean time of the successful connects; 0.0 before the first."""
+        done = self.connections_successful
+        return self.total_connect_time / done if done else 0.0
+
+    @property
+    def success_rate(self) -> float:
+        """Successful connects of those attempted; 1.0 before the first."""
+        tried = self.connections_attempted
+        return self.connections_successful / tried if tried else 1.0
+
+    def count(self, connect_time: float) -> None:
+        """Count a successful connect."""
+        self.connections_successful += 1
+        self.total_connect_time += connect_time
+        self.min_connect_time = min(self.min_connect_time, connect_time)
+        self.max_connect_time = max(self.max_connect_time, connect_time)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the figures, grouped as ``WebTransportClient.stats`` shows them."""
+        fastest = self.min_connect_time
+        return {
+            "created_at": self.created_at,
+            "uptime": time.time() - self.created_at,
+            "connections": {
+                "attempted": self.connections_attempted,
+                "successful": self.connections_successful,
+                "failed": self.connections_failed,
+                "success_rate": self.success_rate,
+            },
+            "performance": {
+                "avg_connect_time": self.avg_connect_time,
+                "min_connect_time": 0.0 if fastest == float("inf") else fastest,
+                "max_connect_time": self.max_connect_time,
+            },
+        }
