@@ -27,7 +27,7 @@ from ..net.waiting import Deadline, Signal
 from ..protocol import codes
 from ..protocol.seam import QuicOptions
 from .sockets import ClientHub
-from .target import Target, resolve
+from .target import Target
 
 __all__ = ["Progress", "dial", "in_order", "next_start", "patience"]
 
@@ -104,8 +104,12 @@ def dial(target: Target, config: ClientConfig, progress: Progress) -> WebTranspo
         raise TimeoutError
     try:
         progress.stage = f"resolving {target.host!r}"
-        addresses = in_order(resolve(target, progress.deadline, hub.lookups))
-        return _Race(target, config, progress, hub).run(addresses)
+        addresses = in_order(hub.names.resolve(target, progress.deadline))
+        try:
+            return _Race(target, config, progress, hub).run(addresses)
+        except (HandshakeError, TimeoutError):
+            hub.names.forget(target)
+            raise
     finally:
         slots.release()
 

@@ -24,7 +24,7 @@ from ..protocol import packets
 from ..protocol.quic import Quic
 from ..protocol.seam import QuicOptions
 from ..protocol.webtransport import WebTransport
-from .target import Lookup
+from .names import Names
 
 __all__ = ["ClientHub", "ClientSocket"]
 
@@ -111,8 +111,7 @@ class ClientHub:
         self._slots: dict[int, BoundedSemaphore] = {}
         # What the last handshake with an address took, in seconds, of those that answered last.
         self.handshakes: dict[Address, float] = {}
-        # Questions to the resolver that are under way, by name and port.
-        self.lookups: dict[tuple[str, int], Lookup] = {}
+        self.names = Names()
         # Connections that sessions may share, and who is making one, by everything that has
         # to be equal.
         self.shared: dict[Any, WebTransportConnection] = {}

@@ -1,7 +1,5 @@
 """
-Where to connect to: a URL taken apart, a name resolved.
-
-resolve() waits for the resolver; the rest are pure functions.
+Where to connect to: a URL taken apart. Pure functions; names are resolved in names.py.
 """
 
 from __future__ import annotations
@@ -9,26 +7,18 @@ from __future__ import annotations
 import base64
 import ipaddress
 import re
-import socket as _stdlib_socket
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
-from typing import Any
 from urllib.parse import quote, unquote, urlsplit
 
-import gevent
-import gevent.socket
-
-from ..errors import ConfigError, HandshakeError
-from ..net.waiting import Deadline, Signal
+from ..errors import ConfigError
 
 __all__ = [
     "Headers",
-    "Lookup",
     "Target",
     "basic_authorization",
     "pairs",
     "parse_url",
-    "resolve",
 ]
 
 Headers = Mapping[str, str] | Iterable[tuple[str, str]]
@@ -143,80 +133,6 @@ def _host(text: str) -> tuple[str, str]:
         raise ValueError("only a link-local IPv6 address has a zone")
     # In the form that the kernel answers with, to which the source of packets is compared.
     return str(address), zone
-
-
-class Lookup:
-    """A question to the resolver that is under way, and its answer, for all who ask the same."""
-
-    def __init__(self) -> None:
-        self.answered = Signal()
-        # None: whoever asked has gone, and somebody else has to.
-        self.answer: list[tuple[int, Any]] | OSError | None = None
-
-
-def resolve(
-    target: Target, deadline: Deadline, lookups: dict[tuple[str, int], Lookup]
-) -> list[tuple[int, Any]]:
-    """
-    Return the (family, address) pairs of a target, best first as RFC 6724 has it.
-
-    Waits for gevent's resolver, which does not block the hub, in the caller's greenlet. Those who
-    ask for the same name meanwhile find it in `lookups` and wait with it. Raises HandshakeError
-    (stage "resolve") or TimeoutError.
-    """
-    try:
-        return [_literal(target)]
-    except ValueError:
-        pass
-    key = (target.host, target.port)
-    while (lookup := lookups.get(key)) is not None:
-        lookup.answered.wait(deadline)
-        if lookup.answer is not None:
-            break
-    else:
-        lookup = lookups[key] = Lookup()
-        try:
-            with gevent.Timeout(deadline.remaining(), TimeoutError("the name was not resolved")):
-                lookup.answer = _addresses(*key)
-        except TimeoutError:
-            raise
-        except OSError as exc:
-            lookup.answer = exc
-        finally:
-            del lookups[key]
-            lookup.answered.notify()
-    if isinstance(lookup.answer, OSError):
-        raise HandshakeError(
-            f"The name {target.host!r} cannot be resolved: "
-            f"{lookup.answer.strerror or lookup.answer}.",
-            stage="resolve",
-        ) from lookup.answer
-    assert lookup.answer is not None
-    return lookup.answer
-
-
-def _literal(target: Target) -> tuple[int, Any]:
-    """Return an address that needs no resolver; raises ValueError if it is a name."""
-    if ipaddress.ip_address(target.host).version == 4:
-        return int(_stdlib_socket.AF_INET), (target.host, target.port)
-    scope = 0
-    if target.zone.isdecimal():
-        scope = int(target.zone)
-    elif target.zone:
-        try:
-            scope = _stdlib_socket.if_nametoindex(target.zone)
-        except OSError as exc:
-            raise HandshakeError(
-                f"There is no network interface {target.zone!r}.", stage="resolve"
-            ) from exc
-    return int(_stdlib_socket.AF_INET6), (target.host, target.port, 0, scope)
-
-
-def _addresses(host: str, port: int) -> list[tuple[int, Any]]:
-    found = gevent.socket.getaddrinfo(host, port, type=_stdlib_socket.SOCK_DGRAM)
-    if not found:
-        raise OSError("it has no address")
-    return list(dict.fromkeys((int(family), address) for family, *_, address in found))
 
 
 def pairs(headers: Headers) -> list[tuple[str, str]]:

@@ -24,7 +24,7 @@ from ..net.udpsocket import shown
 from ..net.waiting import Deadline, Signal
 from .dial import Progress, in_order, next_start, patience
 from .sockets import ClientHub
-from .target import Target, resolve
+from .target import Target
 
 __all__ = ["adopt", "connect_tcp", "connect_unix"]
 
@@ -85,8 +85,13 @@ def connect_tcp(
     HandshakeError, stage "resolve" or "connect".
     """
     progress.stage = f"resolving {target.host!r}"
-    addresses = in_order(resolve(target, progress.deadline, ClientHub.current().lookups))
-    return _Race(target, config, progress, options).run(addresses)
+    names = ClientHub.current().names
+    addresses = in_order(names.resolve(target, progress.deadline))
+    try:
+        return _Race(target, config, progress, options).run(addresses)
+    except (HandshakeError, TimeoutError):
+        names.forget(target)
+        raise
 
 
 class _Race:

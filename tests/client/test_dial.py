@@ -18,9 +18,11 @@ import gwt
 from gwt import certificates
 from gwt.client import sockets
 from gwt.client.dial import in_order, next_start, patience
+from gwt.client.names import Names
 from gwt.client.sockets import ClientHub
 from gwt.client.target import parse_url
 from gwt.net.udp import open_socket
+from gwt.net.waiting import Deadline
 from tests.helpers import eventually, spawn
 from tests.helpers.live import echo, serving
 from tests.scale.peer import Peer
@@ -110,6 +112,7 @@ def names(monkeypatch: pytest.MonkeyPatch) -> Callable[..., Resolver]:
     def use(*hosts: str) -> Resolver:
         resolver = Resolver(*hosts)
         monkeypatch.setattr(gevent.socket, "getaddrinfo", resolver)
+        ClientHub.current().names.clear()
         return resolver
 
     return use
@@ -388,11 +391,40 @@ def test_greenlets_that_want_one_name_ask_for_it_once(server, names):
     resolver.go.set()
     for job in jobs:
         job.get().close()
-    assert resolver.asked == 1
-    # It is no cache: what is asked for later may have another answer.
+    # Nor does anybody who comes a little later.
     dial(server).close()
-    assert resolver.asked == 2
-    assert not ClientHub.current().lookups
+    assert resolver.asked == 1
+    assert not len(ClientHub.current().names)
+
+
+def test_an_answer_is_good_for_half_a_minute_and_no_longer(names):
+    resolver, now = names("127.0.0.1"), [100.0]
+    cache, target = Names(lambda: now[0]), parse_url("https://several.example/")
+    for now[0], asked in ((100.0, 1), (129.9, 1), (130.0, 2), (150.0, 2), (160.1, 3)):
+        assert cache.resolve(target, Deadline(5)) == [(socket.AF_INET, ("127.0.0.1", 443))]
+        assert resolver.asked == asked
+
+
+@pytest.mark.parametrize("scheme", ["https", "ws"])
+def test_a_name_where_nobody_answers_is_asked_for_anew(names, scheme):
+    resolver = names("127.0.0.1")
+    with socket.create_server(("127.0.0.1", 0)) as sock:
+        url = f"{scheme}://several.example:{sock.getsockname()[1]}/"
+    for asked in (1, 2):
+        with pytest.raises(gwt.HandshakeError):
+            gwt.connect(url)
+        assert resolver.asked == asked
+
+
+def test_answers_that_are_remembered_are_bounded(names):
+    resolver = names("127.0.0.1")
+    cache = Names()
+    for number in range(300):
+        cache.resolve(parse_url(f"https://n{number}.example/"), Deadline(5))
+    cache.resolve(parse_url("https://n299.example/"), Deadline(5))
+    assert resolver.asked == 300
+    cache.resolve(parse_url("https://n0.example/"), Deadline(5))
+    assert resolver.asked == 301
 
 
 def test_different_names_are_asked_for_at_the_same_time(server, names):

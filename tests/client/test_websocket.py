@@ -16,7 +16,7 @@ from OpenSSL import SSL
 
 import gwt
 from gwt import certificates
-from gwt.client import target
+from gwt.client import names as names_module
 from tests.helpers.websockets import answering, redirect, serving, switched, url
 
 
@@ -145,7 +145,7 @@ class TestTime:
                 filler.connect_ex(deaf.getsockname())
                 fillers.append(filler)
             found = [(int(socket.AF_INET), each) for each in (deaf.getsockname(), server.address)]
-            monkeypatch.setattr(target, "_addresses", lambda host, port: found)
+            monkeypatch.setattr(names_module, "_addresses", lambda host, port: found)
             ws = gwt.connect("ws://name.test/ws", attempt_delay=0.05)
             assert ws.remote_address == server.address
             ws.close()

@@ -8,7 +8,7 @@ import pytest
 
 import gwt
 from gwt import certificates
-from gwt.client import target
+from gwt.client import names as names_module
 from tests.helpers.websockets import answering, proxying, redirect, serving, switched, url
 
 
@@ -21,14 +21,14 @@ def files(tmp_path_factory):
 @pytest.fixture(autouse=True)
 def names(monkeypatch):
     """No name but localhost exists."""
-    addresses = target._addresses
+    addresses = names_module._addresses
 
     def find(host, port):
         if host == "localhost":
             return addresses(host, port)
         raise socket.gaierror(socket.EAI_NONAME, "Name or service not known")
 
-    monkeypatch.setattr(target, "_addresses", find)
+    monkeypatch.setattr(names_module, "_addresses", find)
 
 
 @pytest.fixture

@@ -18,7 +18,8 @@ from gevent import ssl
 
 import gwt
 from gwt import certificates
-from gwt.client import target, tls
+from gwt.client import names as names_module
+from gwt.client import tls
 from gwt.client.sockets import ClientHub
 from tests.helpers import eventually, spawn
 from tests.helpers.websockets import answering, redirect, serving, switched, url
@@ -38,7 +39,7 @@ def names(monkeypatch):
         found = [
             (int(socket.AF_INET6 if ":" in each[0] else socket.AF_INET), each) for each in addresses
         ]
-        monkeypatch.setattr(target, "_addresses", lambda host, port: found)
+        monkeypatch.setattr(names_module, "_addresses", lambda host, port: found)
 
     return stand_for
 
@@ -103,7 +104,7 @@ class TestAddresses:
         def find(host, port):
             raise socket.gaierror(socket.EAI_NONAME, "Name or service not known")
 
-        monkeypatch.setattr(target, "_addresses", find)
+        monkeypatch.setattr(names_module, "_addresses", find)
         with pytest.raises(gwt.HandshakeError, match=r"'name.test' cannot be resolved") as caught:
             gwt.connect("ws://name.test/ws")
         assert caught.value.stage == "resolve"
