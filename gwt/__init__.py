@@ -59,6 +59,7 @@ if TYPE_CHECKING:
         WebSocketManager,
     )
     from .messages import encode_message, read_messages
+    from .net.descriptors import raise_descriptor_limit
     from .protocol.deflate import Compression
     from .request import Request
     from .server import App, Server, serve
@@ -121,6 +122,7 @@ _HOMES = {
         "WebSocketManager",
     ],
     "messages": ["encode_message", "read_messages"],
+    "net.descriptors": ["raise_descriptor_limit"],
     "protocol.deflate": ["Compression"],
     "request": ["Request"],
     "server": ["App", "Server", "serve"],
@@ -196,6 +198,7 @@ __all__ = [
     "connect",
     "create_connection",
     "encode_message",
+    "raise_descriptor_limit",
     "read_messages",
     "serve",
 ]

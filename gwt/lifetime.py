@@ -111,7 +111,7 @@ class Lifetime:
         if now - due > _STALL or self.endpoint.behind:
             # The hub was blocked, or is behind: the peer's packets may be waiting in the socket,
             # and they go before any time-out.
-            self.endpoint.drain()
+            self.endpoint.catch_up()
             if self._catch_up_until is None:
                 self._catch_up_until = now + _MAX_STALL_READING
                 self._outlast_stall(now)

@@ -34,7 +34,7 @@ class Endpoint:
     def flush_when_writable(self, receiver):
         self.waiting.append(receiver)
 
-    def drain(self):
+    def catch_up(self):
         self.drains += 1
         while self.inbox:
             data, address = self.inbox.popleft()
@@ -90,7 +90,7 @@ class World:
                     self.ends[there].inbox.append((self.ends[here].outbox.popleft(), source))
                     moved = True
                 if deliver and self.ends[there].inbox:
-                    self.ends[there].drain()
+                    self.ends[there].catch_up()
                     moved = True
             for end in self.ends:
                 timer = end.owner._timer

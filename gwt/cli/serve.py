@@ -65,6 +65,8 @@ def run(args: argparse.Namespace) -> int:
         gc.freeze()
         print(_announcement(server), flush=True)
 
+    # Each WebSocket is a descriptor.
+    gwt.raise_descriptor_limit()
     signals: list[int] = []
     waiting = gevent.getcurrent()
 

@@ -22,6 +22,7 @@ from .. import certificates
 from ..config import ClientConfig, certificate_hash
 from ..connection import ConnectionState, WebTransportConnection
 from ..errors import CertificateError, HandshakeError, RequirementsNotMet
+from ..net.descriptors import explained
 from ..net.udpsocket import Address, shown
 from ..net.waiting import Deadline, Signal
 from ..protocol import codes
@@ -180,7 +181,9 @@ class _Race:
                 raise TimeoutError
             due = self._next_due() if waiting else None
             if due is not None and time.monotonic() >= due:
-                self._start(*waiting.popleft())
+                self.hub.pace.wait(deadline)
+                if not any(self._has_won(attempt) for attempt in attempts):
+                    self._start(*waiting.popleft())
             elif due is None and all(each.failure for each in attempts):
                 raise self._none_left()
             else:
@@ -219,7 +222,7 @@ class _Race:
             )
         except OSError as exc:
             attempt.failure = HandshakeError(
-                f"No packet can be sent to {attempt.where}: {exc.strerror or exc}.",
+                f"No packet can be sent to {attempt.where}: {explained(exc)}.",
                 stage="connect",
             )
             attempt.failure.__cause__ = exc

@@ -18,6 +18,7 @@ from .. import tracing
 from ..budget import send_budget
 from ..config import ClientConfig
 from ..connection import ConnectionState, WebTransportConnection
+from ..net.turns import Pace
 from ..net.udp import Address, UdpEndpoint, open_socket
 from ..net.waiting import Signal
 from ..protocol import packets
@@ -27,6 +28,9 @@ from ..protocol.webtransport import WebTransport
 from .names import Names
 
 __all__ = ["ClientHub", "ClientSocket"]
+
+# A thousand greenlets may want to at once, and gevent runs fifty before it looks at a clock.
+_STARTS_A_TURN = 4
 
 # Addresses whose last handshake is remembered.
 _REMEMBERED = 256
@@ -112,6 +116,8 @@ class ClientHub:
         # What the last handshake with an address took, in seconds, of those that answered last.
         self.handshakes: dict[Address, float] = {}
         self.names = Names()
+        # Who may begin a handshake in this turn of the loop: that takes a millisecond.
+        self.pace = Pace(_STARTS_A_TURN)
         # Connections that sessions may share, and who is making one, by everything that has
         # to be equal.
         self.shared: dict[Any, WebTransportConnection] = {}

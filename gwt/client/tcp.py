@@ -20,6 +20,7 @@ from gevent import ssl
 
 from ..config import ClientConfig
 from ..errors import ConfigError, HandshakeError
+from ..net.descriptors import explained
 from ..net.udpsocket import shown
 from ..net.waiting import Deadline, Signal
 from .dial import Progress, in_order, next_start, patience
@@ -176,9 +177,7 @@ class _Race:
             self.changed.notify()
 
     def _none_left(self) -> HandshakeError:
-        texts = [
-            f"{where}: {getattr(exc, 'strerror', None) or exc}" for where, exc in self.failures
-        ]
+        texts = [f"{where}: {explained(exc)}" for where, exc in self.failures]
         error = HandshakeError(
             f"Nobody answers on TCP {'; '.join(texts)}."
             if texts

@@ -217,7 +217,8 @@ class _Connecting:
     # The way to the server
 
     def _open(self, target: Target) -> WebSocket:
-        slots = ClientHub.current().slots(self.config.max_connecting)
+        hub = ClientHub.current()
+        slots = hub.slots(self.config.max_connecting)
         self.progress.stage = "waiting for a free handshake slot"
         began = time.monotonic()
         try:
@@ -226,6 +227,7 @@ class _Connecting:
             self.progress.queued += time.monotonic() - began
         sock = None
         try:
+            hub.pace.wait()
             sock = self._connected(target)
             if target.scheme == "wss":
                 sock = self._secured(sock, target)

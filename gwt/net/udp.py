@@ -29,18 +29,19 @@ from gevent.monkey import get_original
 from gwt.net import udpsocket as kernel
 from gwt.net.receiver import NEWCOMER, NewcomerType, Receiver
 from gwt.net.timers import Timer, now
+from gwt.net.turns import ReadingTime
 from gwt.net.udpsocket import Address, open_socket
 from gwt.observe import Counters
 
 __all__ = ["NEWCOMER", "Address", "NewcomerType", "Receiver", "UdpEndpoint", "open_socket"]
 
-# What one wake-up hands on, and the seconds it may take with all that receivers do about it.
-# More than 64 gains nothing in throughput and costs everybody else on the hub latency.
+# What one wake-up hands on at most. More gains no throughput and costs everybody else latency.
 _DRAIN: Final = 64
-_BUDGET: Final = 0.004
 
 # A handshake costs a millisecond or more of cryptography, so only these many a turn.
 _NEWCOMERS_A_TURN: Final = 2
+
+_BUDGET: Final = 0.004  # Seconds of a turn for newcomers, and for sending what waited.
 
 # Datagrams that wait for a full socket: 1.2 MB, less than the socket's own buffer.
 _BACKLOG: Final = 1024
@@ -60,7 +61,6 @@ _LOCAL_ERRORS: Final = frozenset({errno.EPERM, errno.EINVAL, errno.EBADF})
 
 # One buffer a hub: an endpoint has copied everything out of it before another one reads.
 _buffers: weakref.WeakKeyDictionary[Any, memoryview] = weakref.WeakKeyDictionary()
-
 
 _Route: TypeAlias = Callable[[bytes, Address, str | None], Receiver | NewcomerType | None]
 _Batch: TypeAlias = tuple[list[bytes], Address, str | None]
@@ -99,6 +99,7 @@ class UdpEndpoint:
         self._sock = sock
         self._loop: Any = hub.loop
         self._clock = clock
+        self._time = ReadingTime.current() if clock is now else ReadingTime(clock)
         self._route = route
         self._newcomer = newcomer
         self._path_error = path_error
@@ -187,9 +188,16 @@ class UdpEndpoint:
             return
         self._draining = True
         try:
-            self._drain(self._clock() + _BUDGET)
+            self._drain(self._time.until())
         finally:
             self._draining = False
+
+    def catch_up(self) -> None:
+        """Drain, if this turn still has time for it; `behind` tells whether more may wait."""
+        if self._time.spent:
+            self.behind = True
+        else:
+            self.drain()
 
     def _drain(self, until: float) -> None:
         self.stats["wakeups"] += 1

@@ -230,3 +230,14 @@ def test_a_wrong_argument_is_usage(arguments):
     done = bench(*arguments)
     assert done.returncode == 2
     assert b"usage" in done.stderr
+
+
+@pytest.mark.slow
+@pytest.mark.deadline(120)
+def test_the_scale_of_one_process_is_shown():
+    command = [ROOT / "tools" / "scale", "--sessions", "40", "--websockets", "60"]
+    environment = {**os.environ, "GWT_PYTHON": sys.executable}
+    output = subprocess.check_output(command, env=environment, text=True)
+    assert "40 of 40 WebTransport sessions" in output and "60 of 60 WebSockets" in output
+    assert output.count("connected") == output.count("echoed") == output.count("closed") == 2
+    assert "the name was resolved 1 times" in output
