@@ -92,13 +92,14 @@ ensure_peer() {
     local name=$1 folder=$ROOT/.peers/$1 variable packages python
     case $name in
         pywebtransport) packages="pywebtransport==0.21.1" ;;
+        pywebtransport-0.6.1) packages="pywebtransport==0.6.1 aioquic==1.7.2" ;;
         gevent-websocket) packages="gevent-websocket==0.10.1 gevent==26.9.0" ;;
         websockets) packages="websockets==17.4" ;;
         aiohttp) packages="aiohttp==3.14.5" ;;
         simple-websocket) packages="simple-websocket==1.1.0 gevent==26.9.0" ;;
         *) say "There is no peer $name."; return 1 ;;
     esac
-    variable=GWT_$(printf '%s' "$name" | tr a-z- A-Z_)
+    variable=GWT_$(printf '%s' "$name" | tr a-z.- A-Z__)
     if [ -n "${!variable:-}" ]; then
         [ -x "${!variable}" ] && return
         say "$variable names no interpreter; going on without $name."

@@ -57,7 +57,7 @@ Rounds = dict[Row, list[dict[str, float]]]
 
 def python_of(name: str) -> str:
     """Return the interpreter of a peer that has an environment of its own: ensure_peer's."""
-    variable = "GWT_" + name.upper().replace("-", "_")
+    variable = "GWT_" + name.upper().replace("-", "_").replace(".", "_")
     return os.environ.get(variable) or str(ROOT / ".peers" / name / "bin" / "python")
 
 

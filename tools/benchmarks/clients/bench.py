@@ -1,0 +1,189 @@
+"""
+What clients cost: connecting, and being there. CPU time and memory of the client's process.
+
+The server is `gwt serve`, in a process of its own and for all peers the same. Every round has every
+peer establish sessions in turn; ratios are taken within a round, and their median is printed.
+Memory is measured in processes of their own. TARGETS is what is to be held.
+"""
+
+from __future__ import annotations
+
+import argparse
+import re
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from harness import (
+    Process,
+    Rounds,
+    Target,
+    as_json,
+    environment,
+    figure,
+    listed,
+    prepare,
+    python_of,
+    ratio,
+    verdicts,
+)
+
+HERE = Path(__file__).resolve().parent
+
+PEERS = {"gwt": sys.executable, "pywebtransport-0.6.1": python_of("pywebtransport-0.6.1")}
+SCRIPTS = {"gwt": "peer_gwt.py", "pywebtransport-0.6.1": "peer_pywebtransport061.py"}
+
+ESTABLISH, POOLED = "establish", "pooled"
+
+# What is held, and how many of it.
+HELD = {"idle-session": ("session", 400), "idle-websocket": ("websocket", 2000)}
+ROWS = [ESTABLISH, *HELD, POOLED]
+
+TARGETS = (
+    # Microseconds of CPU for each session: so many times as many for a second of it.
+    Target((ESTABLISH, "pywebtransport-0.6.1"), (ESTABLISH, "gwt"), ">=", 1.6, "client"),
+    Target(("idle-session", "gwt"), None, "<=", 85, "KiB"),
+    Target(("idle-websocket", "gwt"), None, "<=", 16, "KiB"),
+    Target((POOLED, "gwt"), None, "<=", 10, "us"),
+)
+
+# What is still under way when the client has its answer: acknowledgements, closing periods.
+SETTLE = 0.5
+
+PACKAGES = ("gevent", "greenlet", "aioquic", "cryptography")
+
+
+@contextmanager
+def serving() -> Iterator[int]:
+    """Run a server; gives its port."""
+    command = [sys.executable, "-m", "gwt", "serve", "--bind", "127.0.0.1:0"]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None
+        found = re.search(r"http://\S+:(\d+) ", process.stdout.readline())
+        try:
+            if found is None:
+                raise SystemExit("The server did not start.")
+            yield int(found[1])
+        finally:
+            process.send_signal(signal.SIGTERM)
+
+
+def start(peer: str, port: int) -> Process:
+    return Process([PEERS[peer], str(HERE / SCRIPTS[peer]), str(port)], 30.0)
+
+
+def establish(client: Process, count: int) -> dict[str, float]:
+    """Return microseconds of CPU for each session that was opened and closed, 8 at a time."""
+    before, began = client.cpu(), time.perf_counter()
+    client.ask(do="establish", count=count, at_once=8)
+    elapsed = time.perf_counter() - began
+    time.sleep(SETTLE)
+    spent = client.cpu() - before
+    return {"client": spent / count * 1e6, "elapsed": elapsed / count * 1e6}
+
+
+def hold(peer: str, port: int, kind: str, count: int) -> dict[str, float]:
+    """Return KiB of resident memory for each of what is open and idle."""
+    client = start(peer, port)
+    try:
+        # What the first ones cost is not theirs alone: imports, pools, arenas.
+        client.ask(do="hold", kind=kind, count=20)
+        time.sleep(SETTLE)
+        before = client.ask(do="memory")["rss"]
+        client.ask(do="hold", kind=kind, count=count)
+        time.sleep(SETTLE)
+        return {"KiB": (client.ask(do="memory")["rss"] - before) / count / 1024}
+    finally:
+        client.end()
+
+
+def measure(options: argparse.Namespace, peers: list[str]) -> Rounds:
+    found: Rounds = {}
+    count = 40 if options.quick else 160
+    with serving() as port:
+        clients = {peer: start(peer, port) for peer in peers}
+        try:
+            if ESTABLISH in options.rows:
+                for client in clients.values():
+                    establish(client, 16)
+            for number in range(options.rounds):
+                # Nobody is always the first.
+                first = number % len(peers)
+                for peer in peers[first:] + peers[:first]:
+                    if ESTABLISH in options.rows:
+                        result = establish(clients[peer], count)
+                        found.setdefault((ESTABLISH, peer), []).append(result)
+                if POOLED in options.rows and "gwt" in clients:
+                    result = clients["gwt"].ask(do="pooled", count=2000)
+                    found.setdefault((POOLED, "gwt"), []).append({"us": result["seconds"] * 1e6})
+                print(f"round {number + 1} of {options.rounds} done", file=sys.stderr)
+        finally:
+            for client in clients.values():
+                client.end()
+        for row, (kind, number) in HELD.items():
+            for peer in peers:
+                if row in options.rows and (kind == "session" or peer == "gwt"):
+                    size = number // 10 if options.quick else number
+                    found[row, peer] = [hold(peer, port, kind, size)]
+    return found
+
+
+def table(found: Rounds, base: str) -> str:
+    """Lay the results out, row by row."""
+    lines = [f"{'row':<16} {'peer':<22} {'figure':<40} targets"]
+    for row, rounds in sorted(found.items(), key=lambda item: ROWS.index(item[0][0])):
+        name, peer = row
+        text = ", ".join(f"{key} {figure(rounds, key):.1f}" for key in rounds[0])
+        if name == ESTABLISH:
+            text += f", {ratio(found, row, (name, base), 'client'):.2f} of {base}"
+        lines.append(f"{name:<16} {peer:<22} {text:<40}{verdicts(TARGETS, found, row)}")
+    return "\n".join(lines)
+
+
+def parse(arguments: list[str] | None = None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        prog="tools/bench clients",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        epilog="Times are microseconds, of the client's CPU and elapsed, for each session.",
+    )
+    parser.add_argument("--rounds", type=int, default=5, help="how often (5)")
+    parser.add_argument(
+        "--rows", type=listed(ROWS), default=ROWS, metavar="A,B", help=", ".join(ROWS)
+    )
+    parser.add_argument(
+        "--peers",
+        type=listed(list(PEERS)),
+        default=list(PEERS),
+        metavar="A,B",
+        help=f"{', '.join(PEERS)}; ratios are to the first",
+    )
+    parser.add_argument("--quick", action="store_true", help="less of everything")
+    parser.add_argument("--json", action="store_true", help="everything, as JSON")
+    options = parser.parse_args(arguments)
+    if options.rounds < 1:
+        parser.error("--rounds must be at least 1")
+    return options
+
+
+def main() -> None:
+    options = parse()
+    peers = [name for name in options.peers if prepare(name, PEERS[name])]
+    if not peers:
+        raise SystemExit("No peer is left to measure.")
+    about = environment(PACKAGES)
+    if not options.json:
+        print(", ".join(f"{key} {value}" for key, value in about.items()), file=sys.stderr)
+    found = measure(options, peers)
+    if options.json:
+        print(as_json(found, peers[0], "client", TARGETS, environment=about))
+    else:
+        print(table(found, peers[0]))
+
+
+if __name__ == "__main__":
+    main()
