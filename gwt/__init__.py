@@ -13,7 +13,14 @@ from typing import TYPE_CHECKING, Any
 from .version import VERSION
 
 if TYPE_CHECKING:
-    from .client import ClientStats, WebTransportClient, connect, create_connection
+    from .client import (
+        ClientStats,
+        ConnectionEvent,
+        ReconnectingClient,
+        WebTransportClient,
+        connect,
+        create_connection,
+    )
     from .config import ClientConfig, ServerConfig
     from .connection import WebTransportConnection
     from .errors import (
@@ -76,7 +83,14 @@ if TYPE_CHECKING:
 __version__ = VERSION
 
 _HOMES = {
-    "client": ["ClientStats", "WebTransportClient", "connect", "create_connection"],
+    "client": [
+        "ClientStats",
+        "ConnectionEvent",
+        "ReconnectingClient",
+        "WebTransportClient",
+        "connect",
+        "create_connection",
+    ],
     "config": ["ClientConfig", "ServerConfig"],
     "connection": ["WebTransportConnection"],
     "errors": [
@@ -152,6 +166,7 @@ __all__ = [
     "ConfigError",
     "ConfigurationError",
     "ConnectionClosed",
+    "ConnectionEvent",
     "DatagramApplicationServer",
     "DatagramTooLarge",
     "GwtError",
@@ -162,6 +177,7 @@ __all__ = [
     "MessageTooLarge",
     "PoolExhausted",
     "ProtocolError",
+    "ReconnectingClient",
     "Reject",
     "RemoteProtocolError",
     "Request",

@@ -224,20 +224,41 @@ class ClientConfig(TransportConfig):
     keep_alive: bool = True
     """Whether quiet connections are kept alive by pings."""
 
-    # For reconnecting clients, which do not exist yet: connect() itself tries once.
+    # For ReconnectingClient: connect() itself tries once.
 
     auto_reconnect: bool = False
+    """Whether WebTransportClient.create() returns a ReconnectingClient."""
+
     max_retries: int | None = 3
+    """How many further attempts follow the first of failures in a row; None: no limit."""
+
     retry_delay: float = 1.0
+    """The longest time before the first of them; each is drawn from 0 to the longest."""
+
     retry_backoff: float = 2.0
+    """By what the longest time grows with each failure; 1.0 at least."""
+
     max_retry_delay: float = 30.0
+    """What it never exceeds, nor what a server may ask for by Retry-After."""
+
+    stable_period: float = 10.0
+    """
+    How long a session must have lived for its end to be no failure. Who is closed that seldom by
+    a broken server does not hammer it.
+    """
 
     def __post_init__(self) -> None:
         # slots=True makes a new class, so that the zero-argument super() is not available here.
         TransportConfig.__post_init__(self)
         check(
             self,
-            positive=("connect_timeout", "retry_delay", "max_retry_delay", "retry_backoff"),
+            positive=(
+                "connect_timeout",
+                "retry_delay",
+                "max_retry_delay",
+                "retry_backoff",
+                "stable_period",
+            ),
             at_least={"client_sockets": 1, "max_connecting": 1, "max_retries": 0},
             optional=("connect_timeout", "client_sockets", "max_retries"),
         )

@@ -9,6 +9,14 @@ from __future__ import annotations
 from .client import WebTransportClient
 from .connecting import connect
 from .legacy import create_connection
+from .reconnecting import ConnectionEvent, ReconnectingClient
 from .stats import ClientStats
 
-__all__ = ["ClientStats", "WebTransportClient", "connect", "create_connection"]
+__all__ = [
+    "ClientStats",
+    "ConnectionEvent",
+    "ReconnectingClient",
+    "WebTransportClient",
+    "connect",
+    "create_connection",
+]

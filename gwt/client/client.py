@@ -33,6 +33,20 @@ class WebTransportClient:
         self._stats = ClientStats()
         self._is_closed = False
 
+    @classmethod
+    def create(cls, url: str, *, config: ClientConfig | None = None) -> Any:
+        """
+        Return a WebTransportClient, or for a config with `auto_reconnect` a ReconnectingClient.
+
+        That one is for `url`, and begins to connect at once; the other connects where it is told
+        to. Does not wait.
+        """
+        if config is not None and config.auto_reconnect:
+            from .reconnecting import ReconnectingClient
+
+            return ReconnectingClient(url, config=config)
+        return cls(config=config)
+
     def __repr__(self) -> str:
         state = "closed" if self._is_closed else "open"
         return f"<WebTransportClient {state} sessions={len(self._sessions)}>"

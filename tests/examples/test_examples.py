@@ -220,3 +220,13 @@ def test_two_thousand_clients():
         "all have heard hello and welcome",
         "0 clients are left",
     ]
+
+
+def test_reconnecting_client():
+    assert run("reconnecting_client.py") == [
+        "established 1 + 2 = 3",
+        "lost None",
+        "established 3 + 4 = 7",
+        "more events: []",
+        "failed 3 times, at connect",
+    ]
