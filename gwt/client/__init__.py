@@ -6,6 +6,7 @@ Never imports gwt.server.
 
 from __future__ import annotations
 
+from .browser import WebTransportBrowser
 from .client import WebTransportClient
 from .connecting import connect
 from .legacy import create_connection
@@ -16,6 +17,7 @@ __all__ = [
     "ClientStats",
     "ConnectionEvent",
     "ReconnectingClient",
+    "WebTransportBrowser",
     "WebTransportClient",
     "connect",
     "create_connection",

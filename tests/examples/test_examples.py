@@ -230,3 +230,16 @@ def test_reconnecting_client():
         "more events: []",
         "failed 3 times, at connect",
     ]
+
+
+def test_browser():
+    assert run("browser.py") == [
+        "this is home",
+        "this is news",
+        "this is sport",
+        "back: this is news",
+        "dead: 404",
+        "still here: this is news",
+        "forward: this is sport - and then None",
+        "['/home', '/news', '/sport']",
+    ]
