@@ -20,9 +20,17 @@ from weakref import WeakSet
 import gevent
 
 from ..config import ClientConfig
-from ..errors import ClientError, ConfigError, SessionRejected, anew
+from ..errors import (
+    ClientError,
+    ConfigError,
+    SessionError,
+    SessionRejected,
+    WebSocketClosed,
+    anew,
+)
 from ..net.waiting import Deadline, Signal, native_thread
 from ..observe import Counters
+from ..websocket import WebSocket
 from .backoff import Backoff
 from .client import WebTransportClient
 from .target import Target, parse_url
@@ -177,6 +185,7 @@ class ReconnectingClient:
         keeper.check_thread()
         keeper.stop()
         keeper.client.close()
+        keeper.join()
 
     def __enter__(self) -> Self:
         return self
@@ -285,12 +294,16 @@ class _Keeper:
         return session if usable else None
 
     def stop(self) -> None:
-        """Begin nothing any more; waits until the greenlet has left what it is at. Idempotent."""
+        """Begin nothing any more. Idempotent."""
         self._end()
-        self._greenlet.kill()
+        self._greenlet.kill(block=False)
+
+    def join(self) -> None:
+        """Wait until the greenlet has left what it is at."""
+        self._greenlet.join()
 
     def abandon(self) -> None:
-        """Do the same without waiting, wherever a finalizer runs. Its session is its user's."""
+        """Do as stop(), wherever a finalizer runs. The session is its user's."""
         loop = self._hub.loop
         if not self.over and loop is not None and not sys.is_finalizing():
             loop.run_callback_threadsafe(self._greenlet.kill, gevent.GreenletExit, False)
@@ -334,7 +347,7 @@ class _Keeper:
             self.present = None
             self._tell(ConnectionEvent("lost", session, attempt, self.error, delay))
         if delay is None:
-            self._give_up(self.error.__cause__)
+            self._give_up(self.error)
         return delay
 
     def _hold(self, session: Any, attempt: int) -> float:
@@ -355,22 +368,19 @@ class _Keeper:
         return time.monotonic() - began
 
     def _loss(self, session: Any, lived: float) -> ClientError:
-        code, reason = session.close_code, session.close_reason
-        with_code = "without a code" if code is None else f"with code {code}"
-        because = f": {reason}" if reason else ""
-        return ClientError(
-            f"The session with {self.target.url} ended after {lived:.1f} s {with_code}{because}.",
+        cause = _end_of(session)
+        error = ClientError(
+            f"The session with {self.target.url} ended after {lived:.1f} s. {cause}",
             target_url=self.url,
         )
+        error.__cause__ = cause
+        return _without_frames(error)
 
-    def _give_up(self, cause: BaseException | None) -> None:
+    def _give_up(self, last: Exception) -> None:
         attempts = max(1, self.backoff.failures)
         number = f"{attempts} attempts" if attempts > 1 else "one attempt"
-        self.failed = ClientError(
-            f"Gave up on {self.target.url} after {number}. {cause or self.error}",
-            target_url=self.url,
-        )
-        self.failed.__cause__ = cause
+        self.failed = ClientError(f"Gave up after {number}. {last}", target_url=self.url)
+        self.failed.__cause__ = last.__cause__ if isinstance(last, ClientError) else last
         self.present = ConnectionEvent("failed", None, attempts, self.failed)
         self._tell(self.present)
         self.changed.notify()
@@ -386,6 +396,18 @@ def _parse(url: str) -> Target:
     if isinstance(url, str) and url.partition(":")[0].lower() in SCHEMES:
         return parse_url(url, SCHEMES, users=True)
     return parse_url(url, {"https": 443, **SCHEMES})
+
+
+def _end_of(session: Any) -> Exception | None:
+    """Return the error with which a session, or a WebSocket, has ended: what using it raises."""
+    try:
+        if isinstance(session, WebSocket):
+            session.ping()
+        else:
+            session.send_datagram(b"")
+    except (SessionError, WebSocketClosed) as exc:
+        return exc
+    return None
 
 
 def _retry_after(error: BaseException | None) -> float:

@@ -86,7 +86,8 @@ def test_a_lost_session_is_replaced_and_events_tell(server):
         assert [each.kind for each in told] == ["established", "lost", "established"]
         assert [each.attempt for each in told] == [1, 1, 2]
         assert told[0].session is told[1].session is first
-        assert "with code 7: bye" in str(told[1].error) and 0 <= told[1].delay <= 0.01
+        assert "by the peer with code 7: bye" in str(told[1].error)
+        assert told[1].error.__cause__.code == 7 and 0 <= told[1].delay <= 0.01
         assert told[2].session is client.get_session() and told[2].session is not first
         assert client.last_error is told[1].error
         assert [str(each).partition(":")[0] for each in told] == [each.kind for each in told]
@@ -123,6 +124,32 @@ def test_websockets_come_back_as_well():
             second.send("again")
             assert second.recv(timeout=5) == "again" and second is not first
         assert second.close_code == 1000
+
+
+def test_the_error_of_a_lost_websocket_is_its_own():
+    app = gwt.App()
+
+    @app.websocket("/ws")
+    def handler(ws):
+        ws.close(4001, "go away")
+
+    with gwt.Server(app, "127.0.0.1:0", http3=False) as server:
+        place = "ws://{}:{}/ws".format(*server.address)
+        with gwt.ReconnectingClient(place, config=config(max_retries=1)) as client:
+            last = list(client.events(timeout=5))[-1]
+            assert last.kind == "failed" and "4001: go away" in str(last)
+            assert last.error.__cause__.rcvd == (4001, "go away")
+
+
+def test_a_session_that_drains_is_used_until_it_ends(server):
+    with reconnecting(server) as client:
+        session = client.get_session()
+        at_server = next(iter(server.sessions.get_all_resources()))
+        at_server.drain()
+        eventually(lambda: session.state is gwt.SessionState.DRAINING)
+        assert client.get_session() is session and client.is_connected
+        at_server.close()
+        eventually(lambda: client.session not in (None, session))
 
 
 @pytest.mark.parametrize("scheme", ["https", "ws"])
@@ -164,6 +191,7 @@ def test_a_server_that_accepts_and_closes_is_left_alone_more_and_more():
             assert client.stats["connections"]["attempted"] == 5
             with pytest.raises(gwt.ClientError, match=r"after 5 attempts.*ended after 0.0 s"):
                 client.get_session()
+            assert isinstance(told[-1].error.__cause__, gwt.SessionClosed)
 
 
 def test_a_session_that_was_stable_resets_the_count(server):
@@ -209,6 +237,16 @@ def test_who_cannot_be_reached_is_an_error_at_once(place, cause):
             client.get_session(wait_timeout=8)
         assert isinstance(info.value.__cause__, cause)
     assert time.monotonic() - began < 8
+
+
+def test_a_server_that_never_answers_is_a_failure_after_the_time_to_connect():
+    with silent() as sock:
+        place = f"https://127.0.0.1:{sock.getsockname()[1]}/"
+        settings = config(connect_timeout=0.05, max_retries=1)
+        with gwt.ReconnectingClient(place, config=settings) as client:
+            with pytest.raises(gwt.ClientError, match="after 2 attempts") as info:
+                client.get_session()
+            assert isinstance(info.value.__cause__, TimeoutError)
 
 
 def test_a_certificate_that_is_not_accepted_counts_as_a_failure(server):
