@@ -250,6 +250,15 @@ def test_a_close_in_the_middle_of_navigations_ends_them(pages):
         assert browser.stats["connections"]["attempted"] == 1
 
 
+def test_a_close_that_is_interrupted_leaves_nothing(browser, pages):
+    left = browser.navigate(pages[0])
+    left.create_bidirectional_stream().write(b"x" * 500_000)
+    present = browser.navigate(pages[1])
+    with gevent.Timeout(0.05, False):
+        browser.close()
+    assert left.is_closed and present.is_closed and browser.current_session is None
+
+
 def test_it_belongs_to_its_thread(browser, pages):
     browser.navigate(pages[0])
     refused = []

@@ -408,6 +408,17 @@ def test_a_close_before_anything_began(server):
     assert list(client.events()) == []
 
 
+def test_a_close_that_is_interrupted_leaves_nothing(server):
+    client = gwt.ReconnectingClient(url(server), config=config(server))
+    session = client.get_session()
+    # Nobody reads it: closing waits for close_timeout, 5 s.
+    session.create_bidirectional_stream().write(b"x" * 500_000)
+    with gevent.Timeout(0.05, False):
+        client.close()
+    assert session.is_closed and client.is_closed
+    eventually(lambda: client._keeper._greenlet.dead)
+
+
 def test_two_greenlets_close_at_once(server):
     client = gwt.ReconnectingClient(url(server), config=config(server))
     session = client.get_session()
