@@ -14,6 +14,7 @@ from aioquic.quic.connection import (
     QuicNetworkPath,
     QuicReceiveContext,
 )
+from aioquic.quic.crypto import CryptoPair
 from aioquic.quic.events import QuicEvent
 from aioquic.quic.packet import QuicFrameType
 from aioquic.quic.packet_builder import QuicDeliveryState, QuicPacketBuilder
@@ -55,6 +56,15 @@ class _Finished:
 
     def handle_message(self, input_data: bytes, output_buf: dict[Epoch, Buffer]) -> None:
         raise AlertUnexpectedMessage
+
+
+# What stands for the epochs of the handshake once they are over, of every connection: 40 objects
+# less to keep, and for the garbage collector to look at. Nothing is written to them: a pair without
+# keys refuses every packet before its space is touched, and sends none.
+_NO_KEYS = CryptoPair()
+_NO_PACKETS = QuicPacketSpace()
+_NO_PACKETS.discarded = True
+_NO_CRYPTO = QuicStream()
 
 
 class _Streams(dict[int, Stream]):
@@ -125,6 +135,21 @@ class Connection(Guard, PartialResets, Sending):
         self._crypto_buffers = {Epoch.ONE_RTT: Buffer(capacity=_SHORT_FLIGHT)}
         if not self._is_client:
             self.tls = _Finished()  # type: ignore[assignment]
+
+    def _discard_epoch(self, epoch: Epoch) -> None:
+        super()._discard_epoch(epoch)
+        over = (Epoch.INITIAL, Epoch.HANDSHAKE)
+        # The first ends while packets of it are being made, the other when none will be.
+        if epoch is Epoch.HANDSHAKE and all(self._spaces[each].discarded for each in over):
+            for each in over:
+                self._cryptos[each] = _NO_KEYS
+                self._spaces[each] = _NO_PACKETS
+                self._crypto_streams[each] = _NO_CRYPTO
+            for version in self._cryptos_initial:
+                self._cryptos_initial[version] = _NO_KEYS
+            # It has no keys either, since nobody here takes or sends early data.
+            self._cryptos[Epoch.ZERO_RTT] = _NO_KEYS
+            self._loss.spaces = [self._spaces[Epoch.ONE_RTT]]
 
     # Streams that have nothing to send, or may not, are parked: for every packet all of the queue
     # is looked at.

@@ -26,9 +26,9 @@ from aioquic.quic.congestion.reno import RenoCongestionControl
 from aioquic.quic.connection import EPOCHS, Limit, QuicConnection, QuicConnectionState
 from aioquic.quic.packet import PARAMS
 from aioquic.quic.rangeset import RangeSet
-from aioquic.quic.recovery import QuicPacketRecovery
+from aioquic.quic.recovery import QuicPacketRecovery, QuicPacketSpace
 from aioquic.quic.stream import QuicStream, QuicStreamReceiver, QuicStreamSender
-from aioquic.tls import Group
+from aioquic.tls import Epoch, Group
 
 from gwt.protocol import (
     quic,
@@ -146,6 +146,7 @@ def test_a_path_counts_its_bytes_and_knows_whether_it_is_validated():
         ("_handle_max_stream_data_frame", ["self", "context", "frame_type", "buf"]),
         ("request_key_update", ["self"]),
         ("_push_crypto_data", ["self"]),
+        ("_discard_epoch", ["self", "epoch"]),
         ("_get_or_create_stream_for_send", ["self", "stream_id"]),
         ("_on_max_stream_data_delivery", ["self", "delivery", "stream"]),
         ("_parse_transport_parameters", ["self", "data", "from_session_ticket"]),
@@ -418,6 +419,38 @@ def test_a_packet_space_knows_what_was_sent():
     pair.run_until(lambda: pair.server is not None)
     for space in pair.server.protocol.quic._quic._spaces.values():
         assert isinstance(space.sent_packets, dict), LOST.format("quicend.py", "sent_packets")
+
+
+def test_the_epochs_of_the_handshake_are_let_go_and_their_packets_ignored_when_it_is_over():
+    pair = Pair()
+    sent = {True: [], False: []}
+    pair.filter = lambda to_server, data: sent[to_server].append(data) is None
+    pair.run_until(lambda: pair.client.protocol.ready and pair.server.protocol.ready)
+    pair.run(1.0)
+    over = (Epoch.INITIAL, Epoch.HANDSHAKE, Epoch.ZERO_RTT)
+    for end, to_server, address in ((pair.client, False, SERVER), (pair.server, True, CLIENT)):
+        connection = end.protocol.quic._quic
+        assert {connection._cryptos[epoch] for epoch in over} == {quicconnection._NO_KEYS}
+        assert set(connection._cryptos_initial.values()) == {quicconnection._NO_KEYS}
+        for epoch in over[:2]:
+            assert connection._spaces[epoch] is quicconnection._NO_PACKETS
+            assert connection._crypto_streams[epoch] is quicconnection._NO_CRYPTO
+        assert connection._loss.spaces == [connection._spaces[Epoch.ONE_RTT]]
+        # Late, or sent again by somebody.
+        ignored = end.protocol.quic.stats()["packets_ignored"]
+        late = [data for data in sent[to_server] if data[0] & 0x80]
+        end.protocol.receive_datagrams(late, address, pair.now)
+        end.protocol.datagrams_to_send(pair.now)
+        assert late and end.protocol.quic.stats()["packets_ignored"] > ignored
+    assert not pair.client.protocol.quic.closed and not pair.server.protocol.quic.closed
+    # Nobody has written to what they share.
+    pristine, shared = QuicPacketSpace(), quicconnection._NO_PACKETS
+    assert vars(shared).keys() == vars(pristine).keys(), LOST.format("quicconnection.py", "spaces")
+    assert shared.discarded and not shared.sent_packets and not list(shared.ack_queue)
+    assert shared.expected_packet_number == pristine.expected_packet_number
+    assert quicconnection._NO_CRYPTO.sender.buffer_is_empty
+    for keys in (quicconnection._NO_KEYS.recv, quicconnection._NO_KEYS.send):
+        assert not keys.is_valid()
 
 
 # What the seam promises
