@@ -50,6 +50,10 @@ def run(name: str, *arguments: str) -> list[str]:
     return out.decode().splitlines()
 
 
+# Those that something else runs: Locust, in tests/integrations/test_locust.py.
+ELSEWHERE = ["locustfile.py"]
+
+
 def test_every_example_is_short_and_has_a_test():
     here = Path(__file__).read_text()
     for path in EXAMPLES.glob("*.py"):
