@@ -136,7 +136,7 @@ class ConnectedUser(User):
         """Connect, if there is a ``path``; what fails is tried again by whatever needs it."""
         if self.path is not None:
             with suppress(RequestFailed):
-                self.connect()
+                self.ready(closed=False)
 
     def on_stop(self) -> None:
         """End the greenlets beside the user, and close its connection; waits for that."""

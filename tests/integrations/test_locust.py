@@ -41,10 +41,32 @@ def run(*arguments: str, **environ: str) -> tuple[int, str]:
     return process.returncode, output
 
 
-@pytest.mark.deadline(60)
-def test_users():
-    code, output = run("-m", "pytest", "-p", "no:cacheprovider", str(HERE / "locust_users.py"))
+def users(*arguments: str, **environ: str) -> None:
+    """Run the tests of locust_users.py."""
+    command = ["-m", "pytest", "-q", "-p", "no:cacheprovider", str(HERE / "locust_users.py")]
+    code, output = run(*command, *arguments, **environ)
     assert code == 0, output
+
+
+@pytest.mark.deadline(90)
+def test_users() -> None:
+    users()
+
+
+@pytest.mark.deadline(60)
+def test_users_of_a_locust_that_does_not_patch() -> None:
+    users("-k", "TestRows", LOCUST_SKIP_MONKEY_PATCH="1")
+
+
+def test_without_locust_it_says_what_to_install() -> None:
+    code, output = run(
+        "-c", "import sys; sys.modules['locust'] = None; import gwt.integrations.locust"
+    )
+    assert code == 1
+    last = output.splitlines()[-1]
+    assert last.startswith(
+        "ImportError: gwt.integrations.locust needs locust: pip install 'gwt[locust]' ("
+    )
 
 
 @contextmanager
@@ -70,7 +92,7 @@ def test_two_hundred_users_of_the_demo(tmp_path: Path) -> None:
     with demo() as (host, certificate_hash):
         code, output = run(
             *("-m", "locust", "-f", "examples/locustfile.py", "--host", host, "--headless"),
-            *("-u", "200", "-r", "100", "--run-time", "10s", "--only-summary"),
+            *("-u", "200", "-r", "100", "--run-time", "6s", "--only-summary"),
             *("--json-file", str(tmp_path / "result")),
             GWT_CERTIFICATE_HASH=certificate_hash,
         )
