@@ -293,7 +293,7 @@ class ConnectedUser(User):
         name: str | None = None,
         response_time: float | None = None,
         response_length: int = 0,
-        exception: Exception | None = None,
+        exception: Exception | str | None = None,
         **details: Any,
     ) -> None:
         """
@@ -302,7 +302,7 @@ class ConnectedUser(User):
         Times are in milliseconds, lengths in bytes; without a time it is counted only. The name is
         the connection's unless given, `details` are more arguments of Locust's request event.
         """
-        if exception is not None:
+        if isinstance(exception, Exception):
             exception = _steady(exception)
         self.environment.events.request.fire(
             request_type=request_type,

@@ -239,9 +239,11 @@ class TestRows:
             with pytest.raises(StopUser), user.measure("FLOW", "nothing"):
                 raise StopUser
             user.record("FLOW", "counted", response_length=5)
-        assert users.types[-5:] == ["FLOW", "FLOW!", "FLOW!", "FLOW!", "FLOW"]
-        assert [each["response_length"] for each in users.requests[-5:]] == [3, 0, 0, 0, 5]
-        assert users.requests[-1]["response_time"] is None
+            user.record("FLOW", "said", 1.5, exception="no good")
+        assert users.types[-6:] == ["FLOW", "FLOW!", "FLOW!", "FLOW!", "FLOW", "FLOW!"]
+        assert [each["response_length"] for each in users.requests[-6:]] == [3, 0, 0, 0, 5, 0]
+        assert [each["response_time"] for each in users.requests[-2:]] == [None, 1.5]
+        assert users.failures[-1] == "1 FLOW no good"
 
 
 class TestConnecting:
