@@ -13,6 +13,8 @@ from functools import partial
 from types import MappingProxyType
 from typing import Any
 
+import gevent
+
 from ..errors import GwtError
 from ..net.waiting import Deadline
 from ..session import WebTransportSession
@@ -102,7 +104,7 @@ class WebSocketUser(ConnectedUser):
         with self.measure("WSC", name) as meta:
             try:
                 return self._next(ws, message, match, self.limit(timeout), meta)
-            except TimeoutError:
+            except (TimeoutError, gevent.Timeout):
                 if match is None:
                     self.give_up(ws)
                 raise
@@ -368,8 +370,10 @@ class WebTransportUser(ConnectedUser):
                 reply = session.receive_datagram(deadline.remaining())
                 while match is not None and not match(reply):
                     reply = session.receive_datagram(deadline.remaining())
-        except TimeoutError:
+        except (TimeoutError, gevent.Timeout) as exc:
             self._late = data is not None and match is None
+            if isinstance(exc, gevent.Timeout):
+                raise
             raise TimeoutError(f"no datagram came within {limit:g} s") from None
         meta["response"], meta["response_length"] = reply, len(reply)
         return reply

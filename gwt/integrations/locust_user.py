@@ -259,13 +259,15 @@ class ConnectedUser(User):
 
         Yields what will be reported: set "response_length" in bytes, "response", "exception".
         Errors of gwt's and of the system are raised as RequestFailed, all others again as they
-        were. Nothing is reported for a user that is killed meanwhile.
+        were; a gevent.Timeout is a failure, too. Nothing is reported for a user that is killed.
         """
         meta: dict[str, Any] = {"response": None, "response_length": 0, "exception": None}
         start_time, began = time.time(), time.perf_counter()
-        raised: Exception | None = None
+        raised: BaseException | None = None
         try:
             yield meta
+        except gevent.Timeout as exc:
+            raised, meta["exception"] = exc, TimeoutError("interrupted by a gevent.Timeout")
         except RequestFailed as exc:
             raised, meta["exception"] = exc, exc.exception
         except _FLOW:

@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from typing import Any
 
+import gevent
 import gevent.socket
 import pytest
 from gevent.event import Event
@@ -280,13 +281,13 @@ class TestConnecting:
             if kind is WebSocketUser:
                 sock.listen()
             host = "http://{}:{}".format(*sock.getsockname())
-            options = {"verify": False, "timeout": 0.02, "max_connecting": 1}
+            options = {"verify": False, "timeout": 0.1, "max_connecting": 1}
             with trial(kind, host, connect_options=options) as users:
                 for number, user in enumerate([users.start() for _ in range(5)]):
                     users.group.spawn(_connect, user, f"/echo/{number}?token={number}")
                 eventually(lambda: len(users.requests) == 5)
         texts = {str(each["exception"]) for each in users.requests}
-        assert all(each.startswith("Connecting timed out after 0.02 s, while ") for each in texts)
+        assert all(each.startswith("Connecting timed out after 0.1 s, while ") for each in texts)
         assert not any("echo" in each or "queued" in each for each in texts)
 
     @KINDS
@@ -313,9 +314,10 @@ class TestConnecting:
 
         with trial(kind, app, on_connect=login) as users:
             user = users.start()
-            for _ in range(2):
-                with pytest.raises(Refused):
-                    user.connect("/echo")
+            with pytest.raises(Refused):
+                user.connect("/echo")
+            with pytest.raises(Refused):
+                user.request(b"a")
         assert users.rows == [(PREFIX[kind], "/echo")] * 2
 
     @KINDS
@@ -488,6 +490,16 @@ class TestReplies:
                 user.receive(timeout=0.01)
         assert users.types == ["WS", "WSC!", "WS", "WSC!", "WS", "WSR!", "WSR!"]
 
+    @KINDS
+    def test_that_a_timeout_of_gevents_interrupts_are_failures(self, app, kind):
+        with trial(kind, app, path="/silent") as users:
+            user = users.start()
+            with gevent.Timeout(0.01, False):
+                user.request(b"1")
+        p = PREFIX[kind]
+        assert users.types == [p, f"{p}C!"]
+        assert users.failures == [f"1 {p}C TimeoutError('interrupted by a gevent.Timeout')"]
+
     def test_a_match_that_raises_is_a_failure_and_a_mistake(self, app):
         def work(user):
             user.request("a", match=lambda reply: reply["id"])
@@ -565,6 +577,24 @@ class TestHooks:
             assert user.receive(match=lambda message: message.startswith("re")) == "re: b"
             eventually(lambda: users.rows.count(("WSR", "news")) == 3)
             assert not users.failures
+
+    def test_messages_nobody_waits_for_any_more_go_to_on_message(self, app):
+        late, heard = Event(), []
+
+        @app.websocket("/late")
+        def _(ws: Any) -> None:
+            message = ws.recv()
+            late.wait()
+            ws.send(message)
+            ws.wait_closed()
+
+        hook = lambda self, message: heard.append(message)  # noqa: E731
+        with trial(WebSocketUser, app, path="/late", on_message=hook) as users:
+            user = users.start()
+            with pytest.raises(RequestFailed):
+                user.request("1", timeout=0.01, match=lambda reply: reply == "1")
+            late.set()
+            eventually(lambda: heard == ["1"])
 
     @pytest.mark.parametrize(
         ("farewell", "types"),
@@ -671,6 +701,7 @@ class TestStopping:
         with trial(kind, app, path="/silent", on_stop=lambda self: None, **hooks) as users:
             user = users.start()
             eventually(lambda: user.children)
+            user.children.spawn(gevent.sleep, 60)
             connection = user.ready()
             user.stop(force=True)
             eventually(lambda: not user.children and connection.is_closed)
