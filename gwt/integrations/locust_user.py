@@ -183,10 +183,9 @@ class ConnectedUser(User):
         self._name = name or path.partition("?")[0]
         self._hold = True
         with self.measure(self.request_type) as meta:
-            meta["response"] = connection = connect(
-                self._url, **{**self.connect_options, **options}
-            )
-        self._connection = connection
+            connection = connect(self._url, **{**self.connect_options, **options})
+            # At once: what listens to Locust's events may stop the user.
+            self._connection = meta["response"] = connection
         self.listen(connection)
         try:
             self.on_connect()
@@ -229,7 +228,7 @@ class ConnectedUser(User):
         `closed` False. Waits and raises as connect().
         """
         connection = self._connection
-        if connection is None or not (closed or not connection.is_closed):
+        if connection is None or (connection.is_closed and not closed):
             with self._connecting:
                 # Unless another greenlet of the user's has done it meanwhile.
                 connection = self._connection

@@ -321,6 +321,25 @@ class TestConnecting:
         assert users.rows == [(PREFIX[kind], "/echo")] * 2
 
     @KINDS
+    def test_a_listener_that_stops_the_user_leaves_no_connection(self, app, kind):
+        ended = []
+
+        @app.websocket("/watched")
+        @app.webtransport("/watched")
+        def _(peer: Any) -> None:
+            peer.wait_closed()
+            ended.append(peer.close_code)
+
+        def enough(**request):
+            raise StopUser
+
+        with trial(kind, app, path="/watched") as users:
+            users.environment.events.request.add_listener(enough)
+            users.start()
+            assert users.group.join(timeout=5)
+            eventually(lambda: ended)
+
+    @KINDS
     def test_two_greenlets_of_a_user_connect_once(self, app, kind):
         with trial(kind, app) as users:
             user = users.start()
