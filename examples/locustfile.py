@@ -48,7 +48,7 @@ class WebTransportEcho(WebTransportUser):
 
     @task(2)
     def play(self):
-        self.request_datagram(b"ping", timeout=2)
+        self.request_datagram(b"ping", timeout=5)
 
     @task
     def bring(self):

@@ -92,18 +92,19 @@ def test_two_hundred_users_of_the_demo(tmp_path: Path) -> None:
     with demo() as (host, certificate_hash):
         code, output = run(
             *("-m", "locust", "-f", "examples/locustfile.py", "--host", host, "--headless"),
-            *("-u", "200", "-r", "100", "--run-time", "6s", "--only-summary"),
+            *("-u", "200", "-r", "100", "--run-time", "8s", "--only-summary"),
             *("--json-file", str(tmp_path / "result")),
             GWT_CERTIFICATE_HASH=certificate_hash,
         )
     assert code == 0, output
     assert "Traceback" not in output, output
+    # On a busy machine some of them are still connecting at the end.
+    assert '{"WebSocketEcho": 100, "WebTransportEcho": 100} (200 total users)' in output, output
     rows = {(row["method"], row["name"]): row for row in json.loads(result(tmp_path))}
     kinds = {method for method, _ in rows}
     assert kinds == {"WS", "WSS", "WSR", "WSC", "WT", "WTC", "WTU", "WTS", "WTR", "WTDC"}, output
     assert all(row["num_requests"] > 0 for row in rows.values())
     assert {key: row["num_failures"] for key, row in rows.items()} == dict.fromkeys(rows, 0)
-    assert (rows["WS", "/echo"]["num_requests"], rows["WT", "/echo"]["num_requests"]) == (100, 100)
 
 
 def result(folder: Path) -> str:
