@@ -9,7 +9,7 @@ import pytest
 
 import gwt
 from gwt.net.datagrams import MOST, DatagramSocket
-from tests.helpers import spawn
+from tests.helpers import arrival, spawn
 
 
 @pytest.fixture
@@ -49,6 +49,7 @@ def test_a_wake_up_reads_many_and_not_all(listen, peer):
     server = listen("127.0.0.1:0")
     for number in range(100):
         peer.sendto(b"%d" % number, server.address)
+    arrival.arrived(server._sock, 100)
     first, second = server.receive(), server.receive()
     assert len(first) == 64
     assert [int(each.data) for each in first + second] == list(range(100))

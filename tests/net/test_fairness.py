@@ -49,6 +49,7 @@ def test_what_a_receiver_has_no_time_for_comes_again_behind_the_others(net):
     for number in range(10):
         sender.sendto(b"b%d" % number, endpoint.address)
     sender.sendto(b"other", endpoint.address)
+    net.arrived(endpoint, 11)
     endpoint.drain()
     # Two calls took more than the time of one wake-up; the rest waits for the next turn.
     assert log == [
@@ -67,10 +68,11 @@ def test_greenlets_run_between_the_pieces_of_a_flood(net):
     clock, log = Clock(), []
     busy = Slow("busy", 1, log, clock)
     endpoint = net.endpoint(busy, clock=clock)
-    endpoint.start()
     sender = net.plain()
     for _ in range(32):
         sender.sendto(b"x", endpoint.address)
+    net.arrived(endpoint, 32)
+    endpoint.start()
     turns = []
 
     def tick() -> None:

@@ -17,6 +17,7 @@ from gevent import ssl
 from gwt import certificates
 from gwt.net.tcp import TcpConnection
 from gwt.net.waiting import Deadline
+from tests.helpers.arrival import acknowledged
 
 
 class Receiver:
@@ -179,6 +180,7 @@ def test_what_waits_is_handed_on_as_one(ends):
     # By TLS each is a record.
     theirs.sendall(b"abc")
     theirs.sendall(b"defg")
+    acknowledged(theirs)
     connection.resume()
     eventually(lambda: receiver.data == b"abcdefg")
     assert receiver.pieces == [7]
@@ -195,6 +197,7 @@ def test_the_end_is_told_behind_those_who_answer_what_came_before(ends):
     receiver.data_received = data_received
     theirs.sendall(b"last words")
     theirs.shutdown(socket.SHUT_WR)
+    acknowledged(theirs)
     connection.resume()
     eventually(lambda: receiver.ends)
     assert (told, receiver.ends) == ([0], [None])

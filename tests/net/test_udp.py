@@ -16,6 +16,7 @@ from gevent.monkey import get_original
 
 from gwt.net import udpsocket
 from gwt.net.udp import NEWCOMER, UdpEndpoint, open_socket
+from tests.helpers import arrival
 
 LOCALHOST = ("127.0.0.1", 0)
 
@@ -107,6 +108,10 @@ class Net:
         self.made.append(endpoint)
         return endpoint
 
+    def arrived(self, endpoint: UdpEndpoint, count: int) -> None:
+        """Wait until so many datagrams are in its socket, where they stay."""
+        arrival.arrived(endpoint._sock, count)
+
     def closed_port(self) -> Any:
         sock = self.plain()
         address = sock.getsockname()
@@ -182,6 +187,7 @@ class TestReading:
         endpoint, peer = net.endpoint(receiver), net.plain()
         for _ in range(70):
             peer.sendto(b"x" * 100, endpoint.address)
+        net.arrived(endpoint, 70)
         endpoint.drain()
         assert len(receiver.datagrams) == 64 and receiver.flushes == 1
         assert endpoint.behind
@@ -196,6 +202,7 @@ class TestReading:
         sender.send(sent[:50], endpoint.address)
         sender.send(sent[50:], endpoint.address)
         assert sender.stats["writes"] == 2
+        net.arrived(endpoint, 100)
         endpoint.drain()
         assert receiver.datagrams == sent[:64] and endpoint.behind
         # The socket is empty: what is left of the second batch must not wait for a wake-up.
@@ -206,6 +213,7 @@ class TestReading:
         endpoint, peer = net.endpoint(Notebook()), net.plain()
         for _ in range(64):
             peer.sendto(b"x", endpoint.address)
+        net.arrived(endpoint, 64)
         endpoint.drain()
         assert endpoint.behind
         endpoint.drain()
@@ -218,6 +226,7 @@ class TestReading:
         one, two = net.plain(), net.plain()
         for sock, data in [(one, b"a1"), (one, b"b1"), (two, b"a2"), (one, b"a3"), (one, b"?")]:
             sock.sendto(data, endpoint.address)
+        net.arrived(endpoint, 5)
         endpoint.drain()
         assert log == [
             ("a", [b"a1", b"a3"]),
@@ -235,6 +244,7 @@ class TestReading:
         sender = net.endpoint()
         sender.send([b"a1", b"b1", b"?1", b"a2", b"b2"], endpoint.address)
         assert sender.stats["writes"] == 1
+        net.arrived(endpoint, 5)
         endpoint.drain()
         assert [r.datagrams for r in receivers.values()] == [[b"a1", b"a2"], [b"b1", b"b2"]]
         assert [r.flushes for r in receivers.values()] == [1, 1]
@@ -254,6 +264,7 @@ class TestReading:
         peer = net.plain()
         for data in (b"a1", b"b1"):
             peer.sendto(data, endpoint.address)
+        net.arrived(endpoint, 2)
         endpoint.drain()
         assert log == [("a", [b"a1"])] and endpoint.behind
         eventually(lambda: len(log) == 4)
@@ -265,10 +276,10 @@ class TestReading:
         receiver = Notebook()
         receiver.on_receive = receiver.on_flush = lambda: setattr(clock, "time", clock.time + 1)
         endpoint, peer = net.endpoint(receiver, clock=clock), net.plain()
-        peer.sendto(b"1", endpoint.address)
-        endpoint.drain()
-        peer.sendto(b"2", endpoint.address)
-        endpoint.drain()
+        for data in (b"1", b"2"):
+            peer.sendto(data, endpoint.address)
+            net.arrived(endpoint, 1)
+            endpoint.drain()
         # The flush used up the second budget, so that "2" is still in the socket.
         assert receiver.datagrams == [b"1"] and receiver.flushes == 1
         endpoint.drain()
@@ -306,6 +317,7 @@ class TestReading:
         endpoint, peer = net.endpoint(receiver), net.plain()
         peer.sendto(b"", endpoint.address)
         peer.sendto(b"more", endpoint.address)
+        net.arrived(endpoint, 2)
         endpoint.drain()
         assert receiver.datagrams == [b"more"] and endpoint.stats["empty"] == 1
 
@@ -335,6 +347,7 @@ class TestReading:
         receiver = Notebook()
         endpoint, peer = net.endpoint(receiver), net.plain()
         peer.sendto(b"x" * 65_507, endpoint.address)
+        net.arrived(endpoint, 1)
         endpoint.drain()
         assert receiver.datagrams == [b"x" * 65_507]
 
@@ -344,6 +357,8 @@ class TestReading:
         peer = net.plain()
         peer.sendto(b"first", first.address)
         peer.sendto(b"SECOND", second.address)
+        for endpoint in (first, second):
+            net.arrived(endpoint, 1)
         first.drain()
         second.drain()
         assert first._view is second._view
@@ -367,6 +382,7 @@ class TestNewcomers:
         peer = net.plain()
         for index in range(7):
             peer.sendto(b"%d" % index, endpoint.address)
+        net.arrived(endpoint, 7)
         endpoint.drain()
         assert not made
         watcher = gevent.get_hub().loop.prepare()
@@ -389,6 +405,7 @@ class TestNewcomers:
         peer = net.plain()
         for data in (b"hel", b"lo", b"!"):
             peer.sendto(data, endpoint.address)
+        net.arrived(endpoint, 3)
         endpoint.drain()
         eventually(lambda: made and len(made[0].datagrams) == 3)
         assert len(made) == 1 and made[0].datagrams == [b"hel", b"lo", b"!"]
@@ -404,6 +421,7 @@ class TestNewcomers:
         peer = net.plain()
         for index in range(5):
             peer.sendto(b"%d" % index, endpoint.address)
+        net.arrived(endpoint, 5)
         endpoint.drain()
         assert endpoint.stats["newcomers_dropped"] == 2
         eventually(lambda: len(seen) == 3)
@@ -421,6 +439,7 @@ class TestNewcomers:
         peer = net.plain()
         for data in (b"bad", b"good"):
             peer.sendto(data, endpoint.address)
+        net.arrived(endpoint, 2)
         endpoint.drain()
         eventually(lambda: receiver.flushes)
         assert receiver.datagrams == [b"good"] and endpoint.stats["receiver_errors"] == 1
@@ -428,6 +447,7 @@ class TestNewcomers:
     def test_without_a_newcomer_function_strangers_are_dropped(self, net: Net):
         endpoint, peer = net.endpoint(route=lambda *_: NEWCOMER), net.plain()
         peer.sendto(b"x", endpoint.address)
+        net.arrived(endpoint, 1)
         endpoint.drain()
         eventually(lambda: endpoint.stats["unrouted"] == 1)
 
@@ -459,6 +479,7 @@ class TestSending:
         endpoint, sender = net.endpoint(receiver), net.endpoint(gso=gso)
         sent = packets(*sizes)
         sender.send(sent, endpoint.address)
+        net.arrived(endpoint, len(sent))
         endpoint.drain()
         endpoint.drain()
         assert receiver.datagrams == [data for data in sent if data]
@@ -479,6 +500,7 @@ class TestSending:
         endpoint, sender = net.endpoint(receiver), net.endpoint(say=say)
         for _ in range(2):
             sender.send(packets(500, 500, 20), endpoint.address)
+        net.arrived(endpoint, 6)
         endpoint.drain()
         assert receiver.datagrams == packets(500, 500, 20) * 2
         assert batches == [3] and sender.stats["gso_refused"] == 1
@@ -495,6 +517,7 @@ class TestSending:
         endpoint, sender = net.endpoint(receiver), net.endpoint(say=say)
         sent = packets(8900, 1200, 1473, 1473, 9, 1472, 1472, 1200)
         sender.send(sent, endpoint.address)
+        net.arrived(endpoint, 5)
         endpoint.drain()
         assert receiver.datagrams == [data for data in sent if len(data) <= 1472]
         assert sender.stats["lost_too_large"] == 3 and sender.stats["gso_refused"] == 0
@@ -515,6 +538,7 @@ class TestSending:
         endpoint = net.endpoint(receiver)
         sender = net.endpoint(path_error=lambda *args: errors.append(args))
         sender.send([b"x" * 65_508, b"small"], endpoint.address)
+        net.arrived(endpoint, 1)
         endpoint.drain()
         sender.drain()
         assert receiver.datagrams == [b"small"] and errors == []
@@ -526,11 +550,13 @@ class TestSending:
         port = server.address[1]
         for host in ("127.0.0.2", "127.0.0.1"):
             client.send([b"ask"], (host, port))
+            net.arrived(server, 1)
             server.drain()
             _, address, local = receiver.calls[-1]
             assert local == host
             for answer in ([b"one"], [b"two", b"too"]):
                 server.send(answer, address, local)
+                net.arrived(client, len(answer))
                 client.drain()
                 assert answers.calls[-1] == (answer, (host, port), None)
 
@@ -540,6 +566,7 @@ class TestSending:
         sender.send([b"x"], endpoint.address, "nonsense")
         # An address that this host no longer has: lost, and nothing raised.
         sender.send([b"y", b"z"], endpoint.address, "192.0.2.77")
+        net.arrived(endpoint, 1)
         endpoint.drain()
         assert receiver.datagrams == [b"x"] and sender.stats["lost_unsent"] == 2
 
@@ -548,9 +575,11 @@ class TestSending:
         server = net.endpoint(receiver, ("::", 0), socket.AF_INET6)
         client = net.endpoint(answers, ("::1", 0), socket.AF_INET6)
         client.send(packets(900, 900, 3), ("::1", server.address[1], 0, 0))
+        net.arrived(server, 3)
         server.drain()
         assert receiver.calls == [(packets(900, 900, 3), client.address, "::1")]
         server.send(packets(900, 900, 3), *receiver.calls[0][1:])
+        net.arrived(client, 3)
         client.drain()
         assert answers.datagrams == packets(900, 900, 3)
 
@@ -559,10 +588,12 @@ class TestSending:
         server = net.endpoint(receiver, ("::", 0), socket.AF_INET6)
         peer = net.plain()
         peer.sendto(b"ask", ("127.0.0.2", server.address[1]))
+        net.arrived(server, 1)
         server.drain()
         _, address, local = receiver.calls[0]
         assert address[0] == "::ffff:127.0.0.1" and local == "::ffff:127.0.0.2"
         server.send([b"answer"], address, local)
+        arrival.arrived(peer, 1)
         assert peer.recvfrom(100) == (b"answer", ("127.0.0.2", server.address[1]))
 
 
@@ -601,11 +632,12 @@ class TestPathErrors:
         good = net.endpoint(receiver)
         sender = net.endpoint(path_error=lambda *args: errors.append(args))
         gone = net.closed_port()
-        sender.send([b"x"], gone)
-        sender.send([b"one"], good.address)
-        sender.send([b"x", b"y"], gone)
-        sender.send([b"two", b"six"], good.address)
+        for lost, sent in ([b"x"], [b"one"]), ([b"x", b"y"], [b"two", b"six"]):
+            with arrival.error_arrives(sender._sock):
+                sender.send(lost, gone)
+            sender.send(sent, good.address)
         assert errors == [], "path_error must not be called from inside send()"
+        net.arrived(good, 3)
         good.drain()
         assert receiver.datagrams == [b"one", b"two", b"six"]
         assert sender.stats["lost_unsent"] == 0 and sender.stats["gso_refused"] == 0
@@ -622,8 +654,10 @@ class TestPathErrors:
         for address in gone:
             # A plain send, with the pending error cleared but its entry left in the queue.
             raw.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR)
-            raw.sendto(b"x", address)
+            with arrival.error_arrives(raw):
+                raw.sendto(b"x", address)
         sender.send([b"good"], good.address)
+        net.arrived(good, 1)
         good.drain()
         assert receiver.datagrams == [b"good"] and sender.stats["lost_unsent"] == 0
         sender.start()
@@ -648,7 +682,8 @@ class TestPathErrors:
             raise ValueError
 
         sender = net.endpoint(path_error=fail)
-        sender.send([b"x"], net.closed_port())
+        with arrival.error_arrives(sender._sock):
+            sender.send([b"x"], net.closed_port())
         sender.drain()
         assert sender.stats["receiver_errors"] == 1 and sender.stats["path_errors"] == 1
 
@@ -769,8 +804,9 @@ class TestClosing:
         sender.drain()
         sender.send([b"x"], peer.getsockname())
         sender.flush_when_writable(Notebook())
-        with pytest.raises(BlockingIOError):
-            peer.recv(10)
+        net.plain().sendto(b"first", peer.getsockname())
+        arrival.arrived(peer, 1)
+        assert peer.recv(10) == b"first"
         assert sender.stats == {} and "closed" in repr(sender)
 
     def test_receiver_may_close_the_endpoint(self, net: Net):
@@ -778,9 +814,10 @@ class TestClosing:
         routes = {b"1": first, b"2": second}
         endpoint, peer = net.endpoint(route=lambda data, *_: routes[data]), net.plain()
         first.on_receive = endpoint.close
-        endpoint.start()
         for data in (b"1", b"2"):
             peer.sendto(data, endpoint.address)
+        net.arrived(endpoint, 2)
+        endpoint.start()
         eventually(lambda: endpoint.closed)
         gevent.sleep(0)
         assert first.flushes == 0 and second.calls == [] and not endpoint.behind
