@@ -17,7 +17,7 @@ from OpenSSL import SSL
 import gwt
 from gwt import certificates
 from gwt.client import names as names_module
-from tests.helpers.websockets import answering, redirect, serving, switched, url
+from tests.helpers.websockets import answering, deaf, redirect, serving, switched, url
 
 
 class TestRequests:
@@ -134,23 +134,12 @@ class TestTime:
             first.get(timeout=5)
 
     def test_a_silent_address_does_not_keep_the_next_one_waiting(self, monkeypatch):
-        # A full backlog: the first address does not answer.
-        with serving() as server, gevent.socket.socket() as deaf:
-            deaf.bind(("127.0.0.1", 0))
-            deaf.listen(0)
-            fillers = []
-            for _ in range(4):
-                filler = socket.socket()
-                filler.setblocking(False)
-                filler.connect_ex(deaf.getsockname())
-                fillers.append(filler)
-            found = [(int(socket.AF_INET), each) for each in (deaf.getsockname(), server.address)]
+        with serving() as server, deaf() as silent:
+            found = [(int(socket.AF_INET), each) for each in (silent, server.address)]
             monkeypatch.setattr(names_module, "_addresses", lambda host, port: found)
             ws = gwt.connect("ws://name.test/ws", attempt_delay=0.05)
             assert ws.remote_address == server.address
             ws.close()
-            for filler in fillers:
-                filler.close()
 
 
 class TestRedirects:

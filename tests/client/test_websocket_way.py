@@ -6,7 +6,6 @@ import os
 import socket
 import ssl as stdlib_ssl
 import time
-from contextlib import contextmanager
 from datetime import UTC, datetime, timedelta
 
 import gevent
@@ -22,7 +21,7 @@ from gwt.client import names as names_module
 from gwt.client import tls
 from gwt.client.sockets import ClientHub
 from tests.helpers import eventually, spawn
-from tests.helpers.websockets import answering, redirect, serving, switched, url
+from tests.helpers.websockets import answering, deaf, redirect, serving, switched, url
 
 
 def talks(ws: gwt.WebSocket) -> bool:
@@ -49,23 +48,6 @@ def closed_port():
     with socket.socket() as sock:
         sock.bind(("127.0.0.1", 0))
         yield sock.getsockname()[1]
-
-
-@contextmanager
-def deaf():
-    """The address of a socket whose backlog is full: whoever knocks hears nothing."""
-    with socket.socket() as sock:
-        sock.bind(("127.0.0.1", 0))
-        sock.listen(0)
-        fillers = [socket.socket() for _ in range(4)]
-        try:
-            for filler in fillers:
-                filler.setblocking(False)
-                filler.connect_ex(sock.getsockname())
-            yield sock.getsockname()
-        finally:
-            for filler in fillers:
-                filler.close()
 
 
 class TestAddresses:

@@ -15,7 +15,7 @@ from typing import Any, NamedTuple, TypeVar
 
 import gevent
 
-__all__ = ["Browser", "Task", "eventually", "find_autobahn", "find_browser", "spawn"]
+__all__ = ["Browser", "Task", "eventually", "find_autobahn", "find_browser", "spawn", "until"]
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -33,6 +33,16 @@ def eventually(predicate: Callable[[], T], timeout: float = 5.0) -> T:
         gevent.sleep(pause)
         pause = min(pause + 0.0005, 0.02)
     return result
+
+
+def until(sock: Any, wanted: bytes) -> bytes:
+    """Read from a TCP socket until something has come; return all that came."""
+    data = b""
+    while wanted not in data:
+        more = sock.recv(65536)
+        assert more, data
+        data += more
+    return data
 
 
 class Task:

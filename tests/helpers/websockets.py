@@ -16,7 +16,7 @@ from gevent.pool import Pool
 import gwt
 from gwt.protocol.wshandshake import accept_key
 
-__all__ = ["answering", "echo", "proxying", "redirect", "serving", "switched", "url"]
+__all__ = ["answering", "deaf", "echo", "proxying", "redirect", "serving", "switched", "url"]
 
 
 def echo(ws: gwt.WebSocket) -> None:
@@ -64,6 +64,18 @@ def answering(*answers: Any) -> Iterator[tuple[str, list[str]]]:
         yield f"ws://127.0.0.1:{server.address[1]}", asked
     finally:
         server.stop()
+
+
+@contextmanager
+def deaf() -> Iterator[Any]:
+    """The address of a socket whose backlog is full: whoever knocks hears nothing."""
+    with gevent.socket.socket() as sock, gevent.socket.socket() as filler:
+        sock.bind(("127.0.0.1", 0))
+        sock.listen(0)
+        filler.connect(sock.getsockname())
+        # What the filler knows, its peer does not yet.
+        gevent.socket.wait_read(sock.fileno(), timeout=5)
+        yield sock.getsockname()
 
 
 def switched(request: str) -> bytes:

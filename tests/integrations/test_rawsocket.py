@@ -16,7 +16,7 @@ from gevent.pool import Pool
 from gevent.pywsgi import WSGIServer
 
 from gwt.integrations.pywsgi import WebSocketHandler
-from tests.helpers import eventually
+from tests.helpers import eventually, until
 
 ASKED = (
     b"GET / HTTP/1.1\r\nHost: localhost\r\nConnection: Upgrade\r\nUpgrade: websocket\r\n"
@@ -198,7 +198,7 @@ def test_it_is_taken_back_when_the_request_is_over() -> None:
         kept.append(sock)
 
     with serving(view) as where, where.ask(ASKED) as sock:
-        assert sock.recv(1000).endswith(b"ignored")
+        until(sock, b"ignored")
         eventually(lambda: " 200 " in where.log.getvalue())
         # It would be part of the answer to the next request.
         with pytest.raises(OSError, match="taken back"):

@@ -8,7 +8,7 @@ import gevent
 import pytest
 
 import gwt
-from tests.helpers import eventually, spawn
+from tests.helpers import eventually, spawn, until
 from tests.helpers.live import connect, echo, serving, url
 
 
@@ -466,6 +466,6 @@ def test_a_stopped_server_answers_no_connection_that_was_kept_alive():
         gevent.socket.create_connection(server.address, timeout=5) as client,
     ):
         client.sendall(request)
-        assert client.recv(1000).startswith(b"HTTP/1.1 200")
+        assert until(client, b"ok").startswith(b"HTTP/1.1 200")
         server.stop()
         assert client.recv(1000) == b""

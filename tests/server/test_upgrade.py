@@ -16,6 +16,7 @@ import gwt
 from gwt import certificates
 from gwt.net.waiting import Deadline
 from gwt.protocol.wsframes import encode_frame
+from tests.helpers import until
 
 KEY = "dGhlIHNhbXBsZSBub25jZQ=="
 
@@ -38,16 +39,6 @@ def dialled(server: gwt.Server, data: bytes = b"") -> Iterator[Any]:
     with gevent.socket.create_connection(server.address, timeout=5) as sock:
         sock.sendall(data)
         yield sock
-
-
-def until(sock: Any, wanted: bytes) -> bytes:
-    """Read until something has come; return all that came."""
-    data = b""
-    while wanted not in data:
-        more = sock.recv(65536)
-        assert more, data
-        data += more
-    return data
 
 
 def answer(server: gwt.Server, data: bytes) -> tuple[int, str]:
