@@ -41,7 +41,7 @@ def _wait(predicate: Callable[[], object], what: Callable[[], str]) -> None:
 
 
 def arrived(sock: Any, count: int) -> None:
-    """Wait until `count` datagrams, those of batches counted singly, wait in a UDP socket."""
+    """Wait until `count` datagrams, those of a batch counted singly, are in a UDP socket."""
     here = 0
 
     def look() -> bool:
@@ -64,7 +64,6 @@ def arrived(sock: Any, count: int) -> None:
         _wait(look, lambda: f"{here} of {count} datagrams arrived")
     finally:
         sock.setsockopt(socket.SOL_SOCKET, _SO_PEEK_OFF, -1)
-    assert here == count, f"{here} datagrams arrived, not {count}"
 
 
 @contextmanager
