@@ -213,13 +213,13 @@ class WebTransportConnection(Lifetime):
         self.send_now()
 
     def fail(self, error: OSError) -> None:
-        """End a connection whose peer cannot be reached, without another packet."""
+        """End a connection whose peer cannot be reached: no packet more, and no closing period."""
         if self.closed is None:
             self.network_error = error
             self.protocol.quic.close(codes.QUIC_INTERNAL_ERROR, str(error), application=False)
             self.protocol.close()
             self._dispatch_all(self.protocol.next_events())
-            self._gone()
+        self._gone()
 
     def reject(self, session: WebTransportSession, status: int, **answer: Any) -> None:
         """Refuse a session that a client asked for."""

@@ -17,6 +17,8 @@ __all__ = ["release"]
 def release(connection: Connection) -> None:
     """Cut the knot and drop what is heavy. What is asked of it later has an answer all the same."""
     connection._state = QuicConnectionState.TERMINATED
+    # It may go before its closing period is over: nothing is due any more.
+    connection._close_at = None
     for space in connection._spaces.values():
         # Each names who is to hear of its acknowledgement.
         space.sent_packets.clear()

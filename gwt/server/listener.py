@@ -98,9 +98,13 @@ class QuicListener:
         self._stopping = True
 
     def close(self) -> None:
-        """Close the socket; what is still open ends without a word."""
+        """Close the socket. Whose connection is still open is told so, once."""
+        for connection in set(self._routes.values()):
+            connection.close(reason="The server is stopping")
+            connection.send_now()
         self.endpoint.close()
         for connection in set(self._routes.values()):
+            # No packet of its peer comes here any more.
             connection.fail(OSError("the server's socket was closed"))
         self._routes.clear()
 

@@ -651,6 +651,7 @@ def test_what_was_released_still_answers():
         assert quic.closed and not quic.write(stream, b"x") and not quic.send_datagram(b"x")
         assert quic.buffered(stream) == 0 and quic.peer_certificate == b""
         assert quic.peer_address == SERVER and quic.stats()["streams"] == 0
+        assert quic.deadline() is None
         quic.reset(stream, 1)
         quic.stop(stream, 1)
         quic.ping()

@@ -413,6 +413,26 @@ def test_a_stop_that_was_interrupted_leaves_nothing_and_can_be_followed_by_a_sta
         assert server.started
 
 
+def test_a_stop_that_is_interrupted_tells_the_clients_and_forgets_their_connections():
+    with serving(lambda session: gevent.sleep(100)) as server:
+        sessions = [connect(server) for _ in range(2)]
+        for session in sessions:
+            # Without a stream it would be closed before the time is up.
+            session.create_bidirectional_stream().write(b"x")
+        eventually(lambda: all(session.streams for session in server.sessions))
+        gone: list[str] = []
+        for connection in server.connections:
+            connection.on_gone(lambda: gone.append("gone"))
+        # One that is closing as it is.
+        next(iter(server.connections)).close()
+        with pytest.raises(gevent.Timeout), gevent.Timeout(0.05):
+            server.stop(timeout=20)
+        assert len(gone) == 2 and len(server.connections) == 0
+        for session in sessions:
+            assert session.connection.wait_closed(timeout=5) is None
+            assert session.connection.closed.remote
+
+
 def test_a_function_of_on_shutdown_that_raises_does_not_hang_serve_forever(caplog):
     app, called = gwt.App(), []
     app.on_shutdown(lambda: called.append(1))
