@@ -325,10 +325,9 @@ class TestSlots:
         def taken() -> int:
             return 2 - ClientHub.current().slots(2).counter
 
-        with answering(None, None, b"no HTTP", switched) as (base, _):
+        with answering(None, None, b"no HTTP", switched) as (base, asked):
             jobs = [spawn(gwt.connect, base, max_connecting=2) for _ in range(3)]
-            eventually(lambda: taken() == 2)
-            gevent.sleep(0.02)
+            eventually(lambda: taken() == len(asked) == 2)
             # One that waits for the server, and one that waits for a slot.
             jobs[0].kill()
             jobs[2].kill()
