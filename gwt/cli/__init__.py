@@ -16,6 +16,7 @@ from typing import NoReturn
 import gwt
 
 from . import cert, connect, serve
+from .display import escaped
 
 __all__ = ["main"]
 
@@ -63,5 +64,6 @@ def _failed(command: str, exc: Exception, code: int) -> int:
     text = str(exc)
     if isinstance(exc, OSError) and exc.strerror:
         text = f"{exc.filename}: {exc.strerror}" if exc.filename is not None else exc.strerror
-    print(f"gwt {command}: {' '.join(text.split())}", file=sys.stderr)
+    # It may quote what a peer said.
+    print(f"gwt {command}: {escaped(' '.join(text.split()))}", file=sys.stderr)
     return code

@@ -3,313 +3,465 @@
 
 What is read from stdin goes out on one bidirectional stream, or line by line as datagrams, or as
 messages of a WebSocket; what comes back, also on streams that the server opens, goes to stdout.
-Nothing here blocks the hub.
+How it is typed is prompt.py's affair, and how it looks display.py's.
 """
 
 from __future__ import annotations
 
 import argparse
-import errno
+import math
 import os
+import re
 import signal
-import stat
 import sys
-from collections.abc import Iterator
-from contextlib import suppress
+from collections.abc import Callable, Iterator
+from contextlib import closing, contextmanager, suppress
+from typing import Any
 
 import gevent
 from gevent.event import AsyncResult
 from gevent.pool import Group
-from gevent.socket import wait_read, wait_write
 
 import gwt
 
+from . import stdio
+from .display import Display, escaped
+from .prompt import Prompt, is_usable
+
 __all__ = ["configure", "run"]
-
-STDIN, STDOUT = 0, 1
-
-# POSIX, pipe(7): what is written at once when a pipe says that it is writable.
-_PIPE_BUF = 4096
 
 # How long a server has to acknowledge the end of a session that was cut short.
 _PARTING = 1.0
 
+# How long nothing comes before the end of stdin is the end of all, where nothing else says so.
+_QUIET = 2.0
+
+# How full the way may be (of the congestion window) before datagrams wait, and how long.
+_BUSY = 0.5
+_PAUSE = 0.002
+
+# A command that is typed, or, with one slash more, a line to be sent.
+_COMMAND = re.compile(r"/(/*)(ping|close|help)(?:\s+(.*))?\s*", re.DOTALL)
+_HELP = "/ping  /close [CODE] [REASON]  Ctrl-D ends; //ping sends the line /ping"
+
+_EXIT_TERMINATED = 128 + signal.SIGTERM
+
 
 def configure(parser: argparse.ArgumentParser) -> None:
     """Say which arguments there are."""
-    parser.add_argument("url", metavar="URL", help="https://HOST:PORT/PATH, ws://... or wss://...")
-    parser.add_argument(
-        "--insecure", action="store_true", help="accept any certificate the server shows"
-    )
-    parser.add_argument(
+    add = parser.add_argument
+    add("url", metavar="URL", help="https://HOST:PORT/PATH, ws://... or wss://...")
+    add("--insecure", action="store_true", help="accept any certificate the server shows")
+    add(
         "--cert-hash",
         action="append",
         default=[],
         metavar="HEX",
         help="accept the certificate with this SHA-256",
     )
-    parser.add_argument(
-        "--datagrams", action="store_true", help="send and print datagrams, one a line"
+    add(
+        "--header",
+        action="append",
+        default=[],
+        type=_header,
+        metavar="'NAME: VALUE'",
+        help="a header of the request; may be given more than once",
     )
-    parser.add_argument(
+    add("--origin", metavar="ORIGIN", help="the origin header")
+    add(
+        "--subprotocol",
+        action="append",
+        default=[],
+        metavar="NAME",
+        help="a subprotocol to offer; may be given more than once, best first",
+    )
+    add("--datagrams", action="store_true", help="send and print datagrams, one a line")
+    add(
+        "--binary",
+        action="store_true",
+        help="send stdin as it is read, in binary messages, and print nothing but what comes",
+    )
+    add(
         "--once",
         action="store_true",
-        help="leave when the answer has come: the end of the stream, or a datagram or message for "
-        "each one sent; on a terminal one line is sent",
+        help="send one line (with --binary, or on a stream, all of stdin), print the one answer, "
+        "and leave",
     )
-    parser.add_argument(
+    add(
         "--timeout",
-        type=float,
+        type=_seconds,
         default=10.0,
         metavar="SECONDS",
-        help="for connecting, and for each answer that --once waits for (default: %(default)g)",
+        help="for connecting, and for the answer that --once waits for (default: %(default)g)",
     )
+    add(
+        "--wait",
+        type=_seconds,
+        metavar="SECONDS",
+        help="how long nothing comes, after the end of stdin, before it leaves; inf: never "
+        f"(default: {_QUIET:g}, and for a stream the end of its answer)",
+    )
+
+
+def _seconds(text: str) -> float:
+    seconds = float(text)
+    if not seconds >= 0:
+        raise ValueError(text)
+    return seconds
+
+
+# What argparse calls it when it is wrong.
+_seconds.__name__ = "number of seconds"
+
+
+def _header(text: str) -> tuple[str, str]:
+    name, colon, value = text.partition(":")
+    if not colon:
+        raise ValueError(text)
+    return name.strip(), value.strip()
+
+
+_header.__name__ = "'NAME: VALUE'"
 
 
 def run(args: argparse.Namespace) -> int:
-    """Connect, and carry lines until the answer's end, the session's, or Ctrl-C."""
-    # An interrupt that Python raises in the hub would be printed there.
-    watcher = gevent.signal_handler(
-        signal.SIGINT, gevent.kill, gevent.getcurrent(), KeyboardInterrupt
-    )
+    """Connect, and carry lines until the answer's end, the server's, or Ctrl-C."""
+    main = gevent.getcurrent()
+    # An interrupt that Python raises in the hub would be printed there; and the terminal is to be
+    # given back before a SIGTERM ends the process.
+    watchers = [
+        gevent.signal_handler(signal.SIGINT, gevent.kill, main, KeyboardInterrupt),
+        gevent.signal_handler(signal.SIGTERM, gevent.kill, main, SystemExit(_EXIT_TERMINATED)),
+    ]
     try:
         return _run(args)
     finally:
-        watcher.cancel()
+        for watcher in watchers:
+            watcher.cancel()
 
 
 def _run(args: argparse.Namespace) -> int:
-    session = gwt.connect(
+    if args.datagrams and args.url.partition(":")[0].lower() in ("ws", "wss"):
+        raise gwt.ConfigError("A WebSocket has no datagrams.", field="datagrams", value=True)
+    peer = gwt.connect(
         args.url,
         verify=not args.insecure,
         server_certificate_hashes=args.cert_hash,
-        timeout=args.timeout,
+        headers=args.header,
+        origin=args.origin,
+        subprotocols=args.subprotocol,
+        timeout=None if math.isinf(args.timeout) else args.timeout,
     )
-    if isinstance(session, gwt.WebSocket):
-        return _run_websocket(session, args)
     try:
-        with session:
-            if args.datagrams:
-                _datagrams(session, args.once, args.timeout)
+        talk = _Talk(args)
+        with peer, closing(talk):
+            if isinstance(peer, gwt.WebSocket):
+                _messages(peer, talk)
+            elif args.datagrams:
+                _datagrams(peer, talk)
             else:
-                _stream(session, args.once)
-    except gwt.SessionClosed as exc:
-        # The server's good-bye is the end, not a failure.
-        if exc.code:
+                _stream(peer, talk)
+    except (gwt.SessionClosed, gwt.WebSocketClosed) as exc:
+        if talk.left and (isinstance(exc, gwt.SessionClosed) or exc.rcvd):
+            # As we asked for.
+            return 0
+        if args.once or not _is_normal(exc):
             raise
+        # The server's good-bye is the end, not a failure.
+        if exc.remote:
+            print(f"gwt connect: {escaped(' '.join(str(exc).split()))}", file=sys.stderr)
     except BrokenPipeError:
-        _seen_enough()
+        stdio.discard()
     finally:
-        # The process ends now: the server is to know, and not to wait for a peer that is gone.
-        with suppress(TimeoutError):
-            session.connection.wait_closed(timeout=_PARTING)
-        session.connection.close()
+        _part(peer)
     return 0
 
 
-def _seen_enough() -> None:
-    """Whoever read our output has left; Python is not to find out again at its end."""
-    with open(os.devnull, "wb") as nothing:
-        os.dup2(nothing.fileno(), STDOUT)
+def _is_normal(end: gwt.SessionClosed | gwt.WebSocketClosed) -> bool:
+    if isinstance(end, gwt.WebSocketClosed):
+        return end.code in (1000, 1005)
+    return not end.code and end.__cause__ is None
+
+
+def _part(peer: Any) -> None:
+    """Leave nothing behind: the process ends now, and the server is to know."""
+    if isinstance(peer, gwt.WebSocket):
+        peer.abort()
+        return
+    with suppress(TimeoutError):
+        peer.connection.wait_closed(timeout=_PARTING)
+    peer.connection.close()
+
+
+# What all three have in common
+
+
+class _Talk:
+    """The arguments, where lines come from, and where what comes back goes."""
+
+    def __init__(self, args: argparse.Namespace) -> None:
+        self.args = args
+        self.prompt = Prompt() if is_usable() and not args.binary else None
+        self.display = Display(binary=args.binary, prompt=self.prompt)
+        self.main = gevent.getcurrent()
+
+        # Whether the end is our doing.
+        self.left = False
+
+    def close(self) -> None:
+        """Give the terminal back."""
+        if self.prompt is not None:
+            self.prompt.close()
+
+    def lines(self) -> Iterator[bytes]:
+        """Yield what is to be sent line by line, without the newlines."""
+        if self.prompt is None:
+            yield from stdio.lines()
+            return
+        while (line := self.prompt.read()) is not None:
+            yield line.encode(errors="surrogateescape")
+
+    def spoken(self, ping: Callable[[], str], close: Callable[..., None]) -> Iterator[bytes]:
+        """Yield lines(), but do what is commanded on a terminal instead of sending it."""
+        for line in self.lines():
+            match = _COMMAND.fullmatch(line.decode(errors="replace")) if self.prompt else None
+            if match is None:
+                yield line
+            elif match[1]:
+                yield line[1:]
+            elif match[2] == "ping":
+                self.display.note(ping())
+            elif match[2] == "help":
+                self.display.note(_HELP)
+            else:
+                code, _, reason = (match[3] or "").partition(" ")
+                try:
+                    self.leave(close, *([int(code), reason.strip()] if code else []))
+                    return
+                except (ValueError, gwt.ProtocolError) as exc:
+                    self.left = False
+                    self.display.note(str(exc))
+
+    def leave(self, close: Callable[..., None], *args: Any) -> None:
+        """Close the peer, by our own decision."""
+        self.left = True
+        close(*args)
+
+    @contextmanager
+    def beside(self, function: Callable[[], None]) -> Iterator[None]:
+        """Run a function in a greenlet meanwhile; what it raises is raised in the main one."""
+
+        def body() -> None:
+            try:
+                function()
+            except (gwt.SessionClosed, gwt.WebSocketClosed):
+                # Whoever reads finds out, and has first what came before.
+                pass
+            except (gwt.GwtError, OSError, KeyboardInterrupt) as exc:
+                gevent.kill(self.main, exc)
+
+        greenlet = gevent.spawn(body)
+        try:
+            yield
+        finally:
+            if self.left:
+                # It says good-bye, with a code and a reason perhaps.
+                greenlet.join(_PARTING)
+            greenlet.kill()
+
+    def wait_answers(self) -> None:
+        """After the end of stdin: wait until nothing has come for a while."""
+        wait = _QUIET if self.args.wait is None else self.args.wait
+        self.display.wait_quiet(wait)
 
 
 # WebSockets
 
 
-def _run_websocket(websocket: gwt.WebSocket, args: argparse.Namespace) -> int:
-    try:
-        if args.datagrams:
-            raise gwt.ConfigError("A WebSocket has no datagrams.", field="datagrams", value=True)
-        with websocket:
-            _messages(websocket, args.once, args.timeout)
-    except gwt.WebSocketClosedOK:
-        # The server's good-bye is the end, not a failure.
-        pass
-    except BrokenPipeError:
-        _seen_enough()
-    finally:
-        websocket.abort()
-    return 0
+def _messages(websocket: gwt.WebSocket, talk: _Talk) -> None:
+    """Send each line as a message, binary if it is no UTF-8; show what comes back."""
+    args = talk.args
 
-
-def _messages(websocket: gwt.WebSocket, once: bool, timeout: float) -> None:
-    """Send each line as a message, binary if it is no UTF-8; print what comes back, a line each."""
-
-    def show(message: str | bytes) -> None:
-        if isinstance(message, str):
-            message = message.encode()
-        elif os.isatty(STDOUT):
-            # Whoever looks on is not to have the terminal set up by it.
-            message = repr(message).encode()
-        _write(message + b"\n")
+    def ping() -> str:
+        pong = websocket.ping()
+        if not pong.wait(args.timeout):
+            return f"no pong within {args.timeout:g} s"
+        return f"pong after {(pong.latency or 0) * 1000:.1f} ms"
 
     def send(line: bytes) -> None:
         try:
             websocket.send_text(line)
         except UnicodeDecodeError:
             websocket.send_bytes(line)
-        # Many short lines are not to keep their answers waiting.
-        gevent.sleep(0)
-
-    if once:
-        for line in _lines(once):
-            send(line)
-            try:
-                show(websocket.recv(timeout=timeout))
-            except TimeoutError:
-                raise TimeoutError(f"No message came back within {timeout:g} s.") from None
-        return
 
     def send_all() -> None:
-        with suppress(gwt.WebSocketClosed):
-            for line in _lines(once):
+        if args.binary:
+            for chunk in stdio.chunks():
+                websocket.send_bytes(chunk)
+                gevent.sleep(0)
+        else:
+            for line in talk.spoken(ping, websocket.close):
                 send(line)
-            if os.isatty(STDIN):
-                websocket.close()
+                # Many short lines are not to keep their answers waiting.
+                gevent.sleep(0)
+        if not os.isatty(stdio.STDIN):
+            talk.wait_answers()
+        talk.leave(websocket.close)
 
-    sender = gevent.spawn(send_all)
+    if args.once:
+        if args.binary:
+            websocket.send(stdio.chunks(), text=False)
+        else:
+            for line in talk.lines():
+                send(line)
+                break
+            else:
+                return
+        with _no_answer("message", args.timeout):
+            talk.display.message(websocket.recv(timeout=args.timeout))
+        return
+    with talk.beside(send_all):
+        while True:
+            talk.display.message(websocket.recv())
+
+
+@contextmanager
+def _no_answer(what: str, timeout: float) -> Iterator[None]:
     try:
-        # Until the server closes, Ctrl-D or Ctrl-C: after the end of a pipe answers still come.
-        for message in websocket:
-            show(message)
-    finally:
-        sender.kill()
+        yield
+    except TimeoutError:
+        raise TimeoutError(f"No {what} came back within {timeout:g} s.") from None
 
 
 # Streams
 
 
-def _stream(session: gwt.WebTransportSession, once: bool) -> None:
-    """Send stdin on a stream and print its answer, and whatever the server opens beside it."""
+def _stream(session: gwt.WebTransportSession, talk: _Talk) -> None:
+    """Send stdin on a stream and show its answer, and whatever the server opens beside it."""
+    args = talk.args
     stream = session.create_bidirectional_stream()
-    # What ends the command: the answer's end, or an error of whoever printed.
+    # What ends the command: the answer's end, silence, or an error of whoever showed it.
     over: AsyncResult[None] = AsyncResult()
-    senders, printers = Group(), Group()
+    printers = Group()
+
+    def chunks() -> Iterator[bytes]:
+        if talk.prompt is None:
+            for chunk in stdio.chunks():
+                yield chunk
+                if args.once and os.isatty(stdio.STDIN):
+                    return
+        else:
+            for line in talk.spoken(lambda: _round_trip(session), session.close):
+                yield line + b"\n"
+                if args.once:
+                    return
 
     def send() -> None:
-        # A peer that does not read on may still answer; a session's end the others see too.
-        with suppress(gwt.StreamError, gwt.SessionError):
-            for chunk in _chunks(once):
+        # A peer that does not read on may still answer.
+        with suppress(gwt.StreamError):
+            for chunk in chunks():
                 stream.write(chunk)
             stream.finish()
+            stream.flush()
+        if args.once:
+            talk.display.wait_quiet(args.timeout)
+            over.set_exception(TimeoutError(f"No answer came within {args.timeout:g} s."))
+        elif args.wait is not None or talk.prompt is not None:
+            talk.wait_answers()
+            over.set(None)
 
     def show_answer() -> None:
         try:
-            for chunk in stream:
-                _write(chunk)
+            talk.display.stream(stream)
             over.set(None)
         except (gwt.GwtError, OSError) as exc:
             over.set_exception(exc)
 
-    def show(incoming: gwt.WebTransportReceiveStream) -> None:
-        try:
-            for chunk in incoming:
-                _write(chunk)
-        except (gwt.StreamError, gwt.SessionError):
-            pass
-        except OSError as exc:
-            over.set_exception(exc)
-
-    def show_others() -> None:
-        for incoming in session:
-            printers.spawn(show, incoming)
-
-    senders.spawn(send)
     printers.spawn(show_answer)
-    printers.spawn(show_others)
+    if not args.once:
+        printers.spawn(_show_streams, session, talk, printers)
+        if talk.display.is_terminal:
+            printers.spawn(_show_datagrams, session, talk)
+    with talk.beside(send):
+        try:
+            over.get()
+        except gwt.SessionClosed:
+            # What had arrived by then is shown, too.
+            printers.join()
+            raise
+        finally:
+            printers.kill()
+
+
+def _round_trip(session: gwt.WebTransportSession) -> str:
+    return f"round trip {session.connection.stats()['rtt'] * 1000:.1f} ms"
+
+
+def _show_streams(session: gwt.WebTransportSession, talk: _Talk, printers: Group) -> None:
+    for incoming in session:
+        printers.spawn(_show_stream, incoming, talk)
+
+
+def _show_stream(incoming: gwt.WebTransportReceiveStream, talk: _Talk) -> None:
     try:
-        over.get()
-    except gwt.SessionClosed:
-        # What had arrived by then is printed, too.
-        printers.join()
-        raise
-    finally:
-        senders.kill()
-        printers.kill()
+        talk.display.stream(incoming, f"stream {incoming.stream_id}")
+    except (gwt.StreamError, gwt.SessionError):
+        pass
+    except OSError as exc:
+        gevent.kill(talk.main, exc)
+
+
+def _show_datagrams(session: gwt.WebTransportSession, talk: _Talk) -> None:
+    for data in session.incoming_datagrams():
+        talk.display.datagram(data, "datagram")
 
 
 # Datagrams
 
 
-def _datagrams(session: gwt.WebTransportSession, once: bool, timeout: float) -> None:
-    """Send each line as a datagram and print what comes back, a line each."""
-    if once:
-        for line in _lines(once):
-            session.send_datagram(line)
-            try:
-                _write(session.receive_datagram(timeout=timeout) + b"\n")
-            except TimeoutError:
-                raise TimeoutError(f"No datagram came back within {timeout:g} s.") from None
-        return
+def _datagrams(session: gwt.WebTransportSession, talk: _Talk) -> None:
+    """Send each line as a datagram and show what comes back."""
+    args = talk.args
+
+    def outgoing() -> Iterator[bytes]:
+        if args.binary:
+            return stdio.chunks(max(1, session.max_datagram_size))
+        return talk.spoken(lambda: _round_trip(session), session.close)
 
     def send() -> None:
-        with suppress(gwt.SessionError):
-            for line in _lines(once):
-                try:
-                    session.send_datagram(line)
-                except gwt.DatagramTooLarge as exc:
-                    print(f"gwt connect: {exc}", file=sys.stderr)
+        for line in outgoing():
+            try:
+                session.send_datagram(line)
+            except gwt.DatagramTooLarge as exc:
+                talk.display.note(str(exc))
+            _wait_way(session)
+        if not os.isatty(stdio.STDIN):
+            talk.wait_answers()
+        talk.leave(session.close)
 
-    sender = gevent.spawn(send)
+    if args.once:
+        for line in outgoing():
+            session.send_datagram(line)
+            with _no_answer("datagram", args.timeout):
+                talk.display.datagram(session.receive_datagram(timeout=args.timeout))
+            break
+        return
+    printers = Group()
+    if talk.display.is_terminal:
+        printers.spawn(_show_streams, session, talk, printers)
     try:
-        # Datagrams have no end: that of the session, or Ctrl-C, is the one there is.
-        while True:
-            _write(session.receive_datagram() + b"\n")
+        with talk.beside(send):
+            while True:
+                talk.display.datagram(session.receive_datagram())
     finally:
-        sender.kill()
+        printers.kill()
 
 
-def _lines(once: bool) -> Iterator[bytes]:
-    """Yield what comes from stdin line by line, without the newlines."""
-    rest = b""
-    for chunk in _chunks(once):
-        *lines, rest = (rest + chunk).split(b"\n")
-        yield from lines
-    if rest:
-        yield rest
-
-
-# Files. A descriptor shared with the shell must not be made non-blocking, so that each call waits
-# until the kernel says that the next one does not block.
-
-
-def _chunks(once: bool) -> Iterator[bytes]:
-    """Yield what comes from stdin, as it comes; of a terminal only one line if `once`."""
-    waits = _waits(STDIN)
-    while True:
-        if waits:
-            wait_read(STDIN)
-        else:
-            # A long file is not to starve the rest.
-            gevent.sleep(0)
-        try:
-            chunk = os.read(STDIN, 65536)
-        except OSError as exc:
-            # EIO: the terminal is gone. EBADF: there never was a stdin.
-            if exc.errno not in (errno.EIO, errno.EBADF):
-                raise
+def _wait_way(session: gwt.WebTransportSession) -> None:
+    """Wait while much is under way: what does not fit would push out what waits before it."""
+    gevent.sleep(0)
+    while not session.is_closed:
+        stats = session.connection.stats()
+        if stats["bytes_in_flight"] < _BUSY * stats["congestion_window"]:
             return
-        if not chunk:
-            return
-        yield chunk
-        if once and os.isatty(STDIN):
-            return
-
-
-def _write(data: bytes) -> None:
-    """Write all of it to stdout; waits while its reader is slow."""
-    waits = _waits(STDOUT)
-    view = memoryview(data)
-    while view:
-        if waits:
-            wait_write(STDOUT)
-        view = view[os.write(STDOUT, view[: _PIPE_BUF if waits else None]) :]
-
-
-def _waits(descriptor: int) -> bool:
-    """Whether the other end of a descriptor is somebody who may be slow: not so for files."""
-    try:
-        mode = os.fstat(descriptor).st_mode
-    except OSError:
-        return False
-    return stat.S_ISFIFO(mode) or stat.S_ISSOCK(mode) or os.isatty(descriptor)
+        gevent.sleep(_PAUSE)

@@ -26,6 +26,10 @@ def test_module_runs_as_the_command_does(run):
         (["serve", "--dance"], "--dance"),
         (["connect"], "URL"),
         (["connect", "https://localhost", "--timeout", "soon"], "--timeout"),
+        (["connect", "https://localhost", "--wait", "-1"], "--wait"),
+        (["connect", "https://localhost", "--wait", "nan"], "--wait"),
+        (["connect", "https://localhost", "--header", "x"], "--header"),
+        (["connect", "ws://localhost", "--datagrams"], "datagrams"),
         (["cert", "--days", "x"], "--days"),
         # Found out by others than the parser.
         (["cert", "--days", "99"], "days"),

@@ -8,6 +8,8 @@ import signal
 import termios
 from collections.abc import Iterator
 
+import gevent
+import gevent.event
 import gevent.socket
 import gevent.subprocess
 import pytest
@@ -116,8 +118,22 @@ def test_whoever_reads_the_output_may_stop(start, echo):
 
 
 def test_datagrams_are_lines(run, echo):
-    result = run("connect", *echo, "--datagrams", "--once", input=b"one\ntwo\n\nwithout end")
-    assert result == (0, b"one\ntwo\n\nwithout end\n", "")
+    # Each is awaited, since they may overtake each other.
+    result = run("connect", *echo, "--datagrams", "--wait", "0.5", input=b"one\ntwo\n\nlast")
+    assert (result.code, result.stderr) == (0, "")
+    assert sorted(result.stdout.split(b"\n")) == [b"", b"", b"last", b"one", b"two"]
+
+
+def test_once_is_one_datagram_and_its_answer(run, echo):
+    result = run("connect", *echo, "--datagrams", "--once", input=b"one\ntwo\n")
+    assert result == (0, b"one\n", "")
+
+
+def test_binary_datagrams_are_as_large_as_they_may_be(run, echo):
+    data = os.urandom(5000)
+    result = run("connect", *echo, "--datagrams", "--binary", "--wait", "0.5", input=data)
+    assert (result.code, result.stderr) == (0, "")
+    assert len(result.stdout) == 5000
 
 
 def test_datagrams_come_until_the_session_ends(start):
@@ -144,15 +160,22 @@ def test_datagram_that_nobody_answers_is_a_failure(run, server):
     assert "No datagram came back" in result.error
 
 
-def test_datagram_that_is_too_large_is_a_failure(run, echo):
+def test_datagram_that_is_too_large_is_a_failure_of_once(run, echo):
     result = run("connect", *echo, "--datagrams", "--once", input=b"x" * 5000)
     assert result.code == 1
     assert "5000 bytes is too large" in result.error
 
 
+def test_datagram_that_is_too_large_is_said_and_left_out(run, echo):
+    lines = b"x" * 5000 + b"\nsmall\n"
+    result = run("connect", *echo, "--datagrams", "--wait", "0.5", input=lines)
+    assert (result.code, result.stdout) == (0, b"small\n")
+    assert "5000 bytes is too large" in result.error
+
+
 def test_streams_that_the_server_opens_are_printed_too(run, server):
     result = run("connect", live.url(server, "/download/300000"), "--insecure")
-    assert (result.code, len(result.stdout), result.stderr) == (0, 300_000, "")
+    assert (result.code, len(result.stdout)) == (0, 300_000)
 
 
 def test_upload_from_a_pipe_is_answered(run, server):
@@ -166,9 +189,39 @@ def test_close_with_a_code_is_a_failure_and_named(run, server):
     assert "code 42: byé" in result.error
 
 
-def test_close_without_a_code_is_an_end(run, server):
-    result = run("connect", live.url(server, "/close/0/bye"), "--insecure")
-    assert result == (0, b"", "")
+def test_close_without_a_code_is_an_end_that_is_told(run, server):
+    result = run("connect", live.url(server, "/close/0/bye%1B[2J"), "--insecure")
+    assert (result.code, result.stdout) == (0, b"")
+    # Nor does it give orders to a terminal.
+    assert result.error.endswith(r"by the peer with code 0: bye\x1b[2J.")
+
+
+def test_close_instead_of_the_answer_is_a_failure(run, server):
+    result = run("connect", live.url(server, "/close/0/bye"), "--insecure", "--once")
+    assert (result.code, result.stdout) == (1, b"")
+    assert result.error.endswith("code 0: bye.")
+
+
+def test_stream_that_is_not_answered_is_left_after_the_time_out(run):
+    with live.serving(lambda session: session.wait_closed(timeout=20)) as server:
+        url = live.url(server)
+        result = run("connect", url, "--insecure", "--once", "--timeout", "1", input=b"x\n")
+        assert (result.code, result.stdout) == (1, b"")
+        assert "No answer came within 1 s." in result.error
+        # Nobody asked for an answer.
+        result = run("connect", url, "--insecure", "--wait", "0.1", input=b"x\n")
+        assert result == (0, b"", "")
+
+
+def test_server_that_vanishes_is_a_failure(start, server):
+    process = start("connect", live.url(server, "/echo"), "--insecure")
+    process.stdin.write(b"x\n")
+    process.stdin.flush()
+    assert process.stdout.readline() == b"x\n"
+    for connection in list(server.connections):
+        connection.close(0x102, "gone")
+    assert process.wait(timeout=10) == 1
+    assert process.stderr.read().count(b"\n") == 1
 
 
 def test_path_that_nobody_serves_is_one_line_and_exit_code_1(run, server):
@@ -268,7 +321,11 @@ class TestTerminal:
         while shown.count(b"\n") < 2:
             gevent.socket.wait_read(ours, 10)
             shown += os.read(ours, 65536)
-        assert shown.split(b"\r\n") == ["Grüße".encode(), rb"b'\x1b[2J\xff'", b""]
+        assert shown.split(b"\r\n") == [
+            "Grüße".encode(),
+            b"<binary 5 bytes: 1b 5b 32 4a ff>",
+            b"",
+        ]
         process.stdin.close()
         process.send_signal(signal.SIGINT)
         assert process.wait(timeout=10) == 130
@@ -309,13 +366,99 @@ class TestWebSocket:
         assert '"https://" or "ws://" or "wss://" is needed' in result.error
 
     def test_lines_are_messages_that_come_back(self, run, base):
-        result = run(
-            "connect", f"{base}/echo", "--once", input="hi\nGrüße\n".encode() + b"\xff\x00"
-        )
-        assert result == (0, "hi\nGrüße\n".encode() + b"\xff\x00\n", "")
+        lines = "hi\nGrüße\n".encode() + b"\xff\x00"
+        result = run("connect", f"{base}/echo", "--wait", "0.5", input=lines)
+        assert result == (0, lines + b"\n", "")
+
+    def test_a_file_is_answered_as_a_whole(self, run, base):
+        lines = b"".join(b"%d\n" % number for number in range(20_000))
+        result = run("connect", f"{base}/echo", "--wait", "1", input=lines)
+        assert (result.code, result.stderr) == (0, "")
+        assert result.stdout == lines
+
+    def test_once_is_one_line_and_its_answer(self, run, base):
+        assert run("connect", f"{base}/echo", "--once", input=b"one\ntwo\n") == (0, b"one\n", "")
+
+    def test_once_waits_for_the_answer_as_long_as_it_is_told(self, run):
+        app = gwt.App()
+        app.websocket("/")(lambda ws: list(ws))
+        with live.serving(app) as server:
+            url = "ws://{}:{}/".format(*server.address)
+            result = run("connect", url, "--once", "--timeout", "1", input=b"x\n")
+            assert (result.code, result.stdout) == (1, b"")
+            assert "No message came back within 1 s." in result.error
+
+    def test_binary_is_bytes_in_and_bytes_out(self, run, base):
+        data = os.urandom(300_000) + b"\n"
+        result = run("connect", f"{base}/echo", "--binary", "--wait", "1", input=data)
+        assert result == (0, data, "")
+
+    def test_binary_once_is_one_message(self, run, base):
+        data = os.urandom(300_000)
+        assert run("connect", f"{base}/echo", "--binary", "--once", input=data) == (0, data, "")
+
+    def test_a_line_without_end_is_not_kept(self, start, base):
+        process = start("connect", f"{base}/echo")
+        writing = spawn(process.stdin.write, b"x" * (17 * 2**20))
+        assert process.wait(timeout=20) == 1
+        with pytest.raises(BrokenPipeError):
+            writing.get(timeout=10)
+        assert b"A line of stdin is longer" in process.stderr.read()
+
+    def test_input_waits_for_a_server_that_does_not_read(self, start):
+        def handler(ws):
+            ws.recv()
+            go.wait(10)
+            for _ in ws:
+                pass
+
+        go = gevent.event.Event()
+        app = gwt.App()
+        app.websocket("/", max_queue=1)(handler)
+        with live.serving(app) as server:
+            process = start("connect", "ws://{}:{}/".format(*server.address), "--wait", "0.1")
+            line = b"x" * 65535 + b"\n"
+            size = 64 * 2**20
+            writing = spawn(process.stdin.write, line * (size // len(line)))
+            # As long as it takes a reader without bounds to take all of it.
+            writing.greenlet.join(0.5)
+            assert not writing.done
+            go.set()
+            writing.get(timeout=20)
+            with open(f"/proc/{process.pid}/status") as status:
+                peak = next(line for line in status if line.startswith("VmHWM"))
+            assert int(peak.split()[1]) < 120_000
+            process.stdin.close()
+            assert process.wait(timeout=20) == 0
+
+    def test_headers_origin_and_subprotocols_are_sent(self, run):
+        def handler(ws):
+            seen.put((ws.headers["x-one"], ws.headers["x-two"], ws.origin, ws.subprotocol))
+
+        seen: Queue = Queue()
+        app = gwt.App()
+        app.websocket("/", subprotocols=["chat"], origins=["https://here.example"])(handler)
+        with live.serving(app) as server:
+            options = ["--header", "X-One: 1", "--header", "X-Two:a:b", "--subprotocol", "chat"]
+            url = "ws://{}:{}/".format(*server.address)
+            result = run("connect", url, *options, "--origin", "https://here.example")
+        assert result.code == 0
+        assert seen.get(timeout=5) == ("1", "a:b", "https://here.example", "chat")
 
     def test_the_servers_normal_close_is_the_end(self, run, base):
-        assert run("connect", f"{base}/close/1000/ok") == (0, b"", "")
+        result = run("connect", f"{base}/close/1000/ok")
+        assert (result.code, result.stdout) == (0, b"")
+        assert result.error.endswith("by the peer with code 1000: ok.")
+
+    def test_a_close_instead_of_the_answer_is_a_failure(self, run, base):
+        result = run("connect", f"{base}/close/1000/ok", "--once", input=b"x\n")
+        assert (result.code, result.stdout) == (1, b"")
+        assert result.error.endswith("code 1000: ok.")
+
+    def test_a_server_that_goes_away_is_a_failure(self, run, base):
+        result = run("connect", f"{base}/close/1001/later")
+        assert (result.code, result.stdout) == (1, b"")
+        assert result.error.endswith("code 1001: later.")
 
     @pytest.mark.parametrize(
         ("path", "options", "code", "text"),

@@ -1,0 +1,221 @@
+"""
+A line on a terminal that can be edited while other lines appear above it, and its history.
+
+prompt_toolkit does both, in the hub's asyncio loop (net/aioloop.py): a greenlet reads, others show.
+It is imported here alone, when there is a terminal to use it on.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import stat
+import sys
+import termios
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+from gevent.event import Event
+
+from ..net import aioloop
+
+__all__ = ["Prompt", "colours", "history_file", "is_usable", "load_history", "save_history"]
+
+# Lines, and bytes, that are kept of the history. The file may grow to twice as much meanwhile.
+_MOST_LINES = 1000
+_MOST_BYTES = 256 * 1024
+
+# Characters that may wait to be shown until whoever shows more waits, too.
+_MOST_PENDING = 16 * 1024
+
+# How long the terminal may take to be given back.
+_PARTING = 1.0
+
+_MARKS = {"< ": "\x1b[36m", "! ": "\x1b[33m", "": "\x1b[35m"}
+_PLAIN = "\x1b[0m"
+
+
+def is_usable() -> bool:
+    """Tell whether both ends are terminals, and not of the kind that can only print."""
+    dumb = os.environ.get("TERM", "").lower() in ("", "dumb", "unknown")
+    return os.isatty(0) and os.isatty(1) and not dumb
+
+
+def colours() -> bool:
+    """Tell whether colours are wanted (no-color.org)."""
+    return not os.environ.get("NO_COLOR")
+
+
+class Prompt:
+    """The terminal, until close(): read() waits for a line, show() prints above it."""
+
+    def __init__(self) -> None:
+        from prompt_toolkit import PromptSession
+        from prompt_toolkit.history import InMemoryHistory
+        from prompt_toolkit.output import ColorDepth
+        from prompt_toolkit.output.vt100 import Vt100_Output
+
+        self._file = history_file()
+        known = load_history(self._file)
+        self._last = known[-1] if known else ""
+        self._coloured = colours()
+        depth = ColorDepth.DEPTH_4_BIT if self._coloured else ColorDepth.DEPTH_1_BIT
+        # The terminal is asked for nothing: one that does not answer would be waited for.
+        self._output: Any = Vt100_Output.from_pty(sys.stdout, os.environ.get("TERM"), depth, False)
+        self._output.enable_cpr = False
+        self._session: Any = PromptSession(
+            [("bold", "> ")],
+            history=InMemoryHistory(known),
+            output=self._output,
+            color_depth=depth,
+            reserve_space_for_menu=0,
+            complete_while_typing=False,
+            enable_suspend=True,
+            interrupt_exception=_Interrupted,
+        )
+        self._reading: asyncio.Task[str] | None = None
+        self._printing: asyncio.Task[None] | None = None
+        self._pending: list[str] = []
+        self._room = Event()
+        self._loop = aioloop.borrow()
+
+    def read(self) -> str | None:
+        """Return the line that is typed next; None for Ctrl-D. Ctrl-C is KeyboardInterrupt."""
+        done = Event()
+        self._reading = task = self._loop.create_task(
+            self._session.prompt_async(handle_sigint=False, set_exception_handler=False)
+        )
+        task.add_done_callback(lambda _: done.set())
+        done.wait()
+        try:
+            line: str = task.result()
+        except _Interrupted:
+            raise KeyboardInterrupt from None
+        except (EOFError, OSError, termios.error):
+            # Ctrl-D, or a terminal that is gone.
+            return None
+        if line and line != self._last:
+            self._last = line
+            save_history(self._file, line)
+        return line
+
+    def show(self, mark: str, text: str) -> None:
+        """Print a text, in whole lines, above what is being typed; waits for a slow terminal."""
+        if mark and self._coloured:
+            mark = f"{_MARKS.get(mark, _MARKS[''])}{mark}{_PLAIN}"
+        self._pending.append(mark + text)
+        if self._printing is None:
+            self._room.clear()
+            self._printing = self._loop.create_task(self._print())
+        if sum(map(len, self._pending)) > _MOST_PENDING:
+            self._room.wait()
+
+    async def _print(self) -> None:
+        from prompt_toolkit.application import run_in_terminal
+
+        try:
+            while self._pending:
+                # What comes in the same turn of the hub is one picture.
+                await asyncio.sleep(0)
+                await run_in_terminal(self._write_pending)
+                self._room.set()
+                self._room.clear()
+        finally:
+            self._printing = None
+            self._room.set()
+
+    def _write_pending(self) -> None:
+        text, self._pending = "".join(self._pending), []
+        # A terminal that is gone: read() finds out, too.
+        with suppress(OSError):
+            self._output.write_raw(text)
+            self._output.flush()
+
+    def close(self) -> None:
+        """Give the terminal back as it was, once all is shown; a second at most."""
+        tasks = [task for task in (self._reading, self._printing) if task is not None]
+        if self._printing is not None:
+            self._wait(self._printing)
+        for task in tasks:
+            if not task.done():
+                task.cancel()
+                self._wait(task)
+        self._loop.give_back()
+        self._loop.join()
+
+    def _wait(self, task: asyncio.Task[Any]) -> None:
+        done = Event()
+        task.add_done_callback(lambda _: done.set())
+        done.wait(_PARTING)
+
+
+class _Interrupted(Exception):
+    """Ctrl-C. asyncio would not keep a KeyboardInterrupt to itself."""
+
+
+# History: a file of lines, the newest last. It is a convenience: what goes wrong with it is not
+# worth a word.
+
+
+def history_file() -> Path | None:
+    """Return where the history is (XDG Base Directory Specification), None if there is no home."""
+    state = os.environ.get("XDG_STATE_HOME", "")
+    try:
+        base = Path(state) if os.path.isabs(state) else Path.home() / ".local" / "state"
+    except RuntimeError:
+        return None
+    return base / "gwt" / "connect_history"
+
+
+def load_history(path: Path | None) -> list[str]:
+    """Return the lines of the file, the newest last; shortens a file that has grown too long."""
+    if path is None:
+        return []
+    try:
+        data, shortened = _read(path)
+    except OSError:
+        return []
+    lines = [line for line in data.decode(errors="replace").split("\n") if line]
+    kept = lines[-_MOST_LINES:]
+    if shortened or len(lines) > 2 * _MOST_LINES:
+        with suppress(OSError):
+            _replace(path, "".join(f"{line}\n" for line in kept).encode())
+    return kept
+
+
+def _read(path: Path) -> tuple[bytes, bool]:
+    """Return the end of the file, and whether that is not all."""
+    # A pipe of that name would be waited for.
+    descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+    with open(descriptor, "rb") as file:
+        status = os.fstat(descriptor)
+        if not stat.S_ISREG(status.st_mode):
+            return b"", False
+        if status.st_size <= 2 * _MOST_BYTES:
+            return file.read(2 * _MOST_BYTES), False
+        file.seek(-_MOST_BYTES, os.SEEK_END)
+        return file.read(_MOST_BYTES).partition(b"\n")[2], True
+
+
+def _replace(path: Path, data: bytes) -> None:
+    fresh = path.with_name(f"{path.name}.{os.getpid()}")
+    descriptor = os.open(fresh, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
+    with open(descriptor, "wb") as file:
+        file.write(data)
+    os.replace(fresh, path)
+
+
+def save_history(path: Path | None, line: str) -> None:
+    """Append a line, for nobody else to read; one that was pasted as several is not kept."""
+    if path is None or "\n" in line or len(line) > _MOST_BYTES // 4:
+        return
+    flags = os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_NONBLOCK | os.O_CLOEXEC
+    with suppress(OSError):
+        path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+        descriptor = os.open(path, flags, 0o600)
+        with open(descriptor, "ab", buffering=0) as file:
+            if stat.S_ISREG(os.fstat(descriptor).st_mode):
+                os.fchmod(descriptor, 0o600)
+                # One write, so that lines of several of us stay whole.
+                file.write(f"{line}\n".encode(errors="replace"))
