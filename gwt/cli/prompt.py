@@ -12,13 +12,14 @@ import os
 import stat
 import sys
 import termios
-from contextlib import suppress
+from contextlib import AbstractContextManager, nullcontext, suppress
 from pathlib import Path
 from typing import Any
 
 from gevent.event import Event
 
 from ..net import aioloop
+from .stdio import STDIN, STDOUT
 
 __all__ = ["Prompt", "colours", "history_file", "is_usable", "load_history", "save_history"]
 
@@ -39,7 +40,7 @@ _PLAIN = "\x1b[0m"
 def is_usable() -> bool:
     """Tell whether both ends are terminals, and not of the kind that can only print."""
     dumb = os.environ.get("TERM", "").lower() in ("", "dumb", "unknown")
-    return os.isatty(0) and os.isatty(1) and not dumb
+    return os.isatty(STDIN) and os.isatty(STDOUT) and not dumb
 
 
 def colours() -> bool:
@@ -53,6 +54,7 @@ class Prompt:
     def __init__(self) -> None:
         from prompt_toolkit import PromptSession
         from prompt_toolkit.history import InMemoryHistory
+        from prompt_toolkit.input.vt100 import Vt100Input
         from prompt_toolkit.output import ColorDepth
         from prompt_toolkit.output.vt100 import Vt100_Output
 
@@ -64,9 +66,16 @@ class Prompt:
         # The terminal is asked for nothing: one that does not answer would be waited for.
         self._output: Any = Vt100_Output.from_pty(sys.stdout, os.environ.get("TERM"), depth, False)
         self._output.enable_cpr = False
+
+        class _RawInput(Vt100Input):
+            # What is typed while something is shown is not to appear in the middle of it.
+            def cooked_mode(self) -> AbstractContextManager[None]:
+                return nullcontext()
+
         self._session: Any = PromptSession(
             [("bold", "> ")],
             history=InMemoryHistory(known),
+            input=_RawInput(sys.stdin),
             output=self._output,
             color_depth=depth,
             reserve_space_for_menu=0,
@@ -78,7 +87,15 @@ class Prompt:
         self._printing: asyncio.Task[None] | None = None
         self._pending: list[str] = []
         self._room = Event()
+        self._settings = termios.tcgetattr(STDIN)
+        self._silence()
         self._loop = aioloop.borrow()
+
+    def _silence(self) -> None:
+        """Keep what is typed while nobody reads for whoever does next; Ctrl-C is a signal then."""
+        settings = termios.tcgetattr(STDIN)
+        settings[3] &= ~(termios.ECHO | termios.ICANON)
+        termios.tcsetattr(STDIN, termios.TCSANOW, settings)
 
     def read(self) -> str | None:
         """Return the line that is typed next; None for Ctrl-D. Ctrl-C is KeyboardInterrupt."""
@@ -143,6 +160,8 @@ class Prompt:
                 self._wait(task)
         self._loop.give_back()
         self._loop.join()
+        with suppress(termios.error):
+            termios.tcsetattr(STDIN, termios.TCSADRAIN, self._settings)
 
     def _wait(self, task: asyncio.Task[Any]) -> None:
         done = Event()
@@ -184,15 +203,21 @@ def load_history(path: Path | None) -> list[str]:
     return kept
 
 
+def _opened(path: Path, flags: int) -> int:
+    """Return a descriptor of a regular file, which nobody else may read when we have made it."""
+    # A pipe of that name would be waited for.
+    descriptor = os.open(path, flags | os.O_NONBLOCK | os.O_CLOEXEC, 0o600)
+    if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+        os.close(descriptor)
+        raise OSError("no regular file")
+    return descriptor
+
+
 def _read(path: Path) -> tuple[bytes, bool]:
     """Return the end of the file, and whether that is not all."""
-    # A pipe of that name would be waited for.
-    descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
-    with open(descriptor, "rb") as file:
-        status = os.fstat(descriptor)
-        if not stat.S_ISREG(status.st_mode):
-            return b"", False
-        if status.st_size <= 2 * _MOST_BYTES:
+    with open(_opened(path, os.O_RDONLY), "rb") as file:
+        size = os.fstat(file.fileno()).st_size
+        if size <= 2 * _MOST_BYTES:
             return file.read(2 * _MOST_BYTES), False
         file.seek(-_MOST_BYTES, os.SEEK_END)
         return file.read(_MOST_BYTES).partition(b"\n")[2], True
@@ -200,8 +225,7 @@ def _read(path: Path) -> tuple[bytes, bool]:
 
 def _replace(path: Path, data: bytes) -> None:
     fresh = path.with_name(f"{path.name}.{os.getpid()}")
-    descriptor = os.open(fresh, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
-    with open(descriptor, "wb") as file:
+    with open(_opened(fresh, os.O_WRONLY | os.O_CREAT | os.O_EXCL), "wb") as file:
         file.write(data)
     os.replace(fresh, path)
 
@@ -210,12 +234,10 @@ def save_history(path: Path | None, line: str) -> None:
     """Append a line, for nobody else to read; one that was pasted as several is not kept."""
     if path is None or "\n" in line or len(line) > _MOST_BYTES // 4:
         return
-    flags = os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_NONBLOCK | os.O_CLOEXEC
     with suppress(OSError):
         path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-        descriptor = os.open(path, flags, 0o600)
+        descriptor = _opened(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT)
         with open(descriptor, "ab", buffering=0) as file:
-            if stat.S_ISREG(os.fstat(descriptor).st_mode):
-                os.fchmod(descriptor, 0o600)
-                # One write, so that lines of several of us stay whole.
-                file.write(f"{line}\n".encode(errors="replace"))
+            os.fchmod(descriptor, 0o600)
+            # One write, so that lines of several of us stay whole.
+            file.write(f"{line}\n".encode(errors="replace"))

@@ -29,17 +29,18 @@ class Result(NamedTuple):
 
 @pytest.fixture
 def start(tmp_path: Path) -> Iterator[Callable[..., Any]]:
-    """start(*args, **options): start ``python -m gwt`` in tmp_path; its pipes are gevent's."""
+    """start(*args, **options): start ``python -m gwt`` in tmp_path; `env` is added to ours."""
     processes: list[Any] = []
 
     def starting(*args: str, **options: Any) -> Any:
+        env = options.pop("env", {})
         options = {"stdin": gevent.subprocess.PIPE, "stdout": gevent.subprocess.PIPE, **options}
         process = gevent.subprocess.Popen(
             [sys.executable, "-m", "gwt", *args],
             cwd=tmp_path,
             stderr=gevent.subprocess.PIPE,
             # Python's own hook would print a second traceback at exit, were something wrong.
-            env={**os.environ, "PYTHONPATH": str(ROOT), "PYTHONWARNINGS": "error"},
+            env={**os.environ, "PYTHONPATH": str(ROOT), "PYTHONWARNINGS": "error", **env},
             **options,
         )
         processes.append(process)
