@@ -29,6 +29,12 @@ from tests.helpers import live
 UP, LEFT, HOME, CTRL_C, CTRL_D, ENTER = "\x1b[A", "\x1b[D", "\x01", "\x03", "\x04", "\r"
 
 
+def _take_terminal() -> None:
+    """Make stdin the terminal of this process, so that keys can be signals."""
+    os.setsid()
+    fcntl.ioctl(0, termios.TIOCSCTTY, 0)
+
+
 class Terminal:
     """What somebody sees and types."""
 
@@ -36,6 +42,7 @@ class Terminal:
         self.ours, self.theirs = pty.openpty()
         size = struct.pack("HHHH", 24, 80, 0, 0)
         fcntl.ioctl(self.theirs, termios.TIOCSWINSZ, size)
+        os.set_blocking(self.ours, False)
         self.settings = termios.tcgetattr(self.theirs)
         self.screen = pyte.HistoryScreen(80, 24, history=100_000)
         self._stream = pyte.ByteStream(self.screen)
@@ -48,7 +55,10 @@ class Terminal:
         os.close(self.theirs)
 
     def type(self, *keys: str) -> None:
-        os.write(self.ours, "".join(keys).encode())
+        data = "".join(keys).encode()
+        while data:
+            gevent.socket.wait_write(self.ours, 10)
+            data = data[os.write(self.ours, data) :]
 
     @property
     def lines(self) -> list[str]:
@@ -61,7 +71,7 @@ class Terminal:
             left = deadline - time.monotonic()
             assert left > 0, self.lines
             try:
-                gevent.socket.wait_read(self.ours, left)
+                gevent.socket.wait_read(self.ours, min(left, 0.1))
             except TimeoutError:
                 continue
             self._read()
@@ -104,7 +114,14 @@ def talk(start, terminal, state) -> Callable[..., Any]:
 
     def talking(*args: str, prompt: bool = True, **env: str) -> Any:
         env = {"TERM": "xterm", "NO_COLOR": "", "XDG_STATE_HOME": str(state), **env}
-        process = start("connect", *args, stdin=terminal.theirs, stdout=terminal.theirs, env=env)
+        process = start(
+            "connect",
+            *args,
+            stdin=terminal.theirs,
+            stdout=terminal.theirs,
+            preexec_fn=_take_terminal,
+            env=env,
+        )
         terminal.clear()
         if prompt:
             terminal.until(lambda: terminal.lines[-1:] == [">"])
@@ -315,6 +332,17 @@ def test_ctrl_c_gives_the_terminal_back(talk, terminal, echo):
     terminal.type("half", CTRL_C)
     assert process.wait(timeout=10) == 130
     assert process.stderr.read() == b""
+    assert terminal.is_as_it_was
+
+
+def test_ctrl_c_ends_it_while_a_server_does_not_read(talk, terminal):
+    with live.serving(lambda session: session.wait_closed(timeout=20)) as server:
+        process = talk(live.url(server), "--insecure")
+        # As terminals hand over what is pasted.
+        terminal.type("\x1b[200~", "x" * (1200 * 1024), "\x1b[201~", ENTER)
+        terminal.until(lambda: termios.tcgetattr(terminal.theirs)[3] & termios.ISIG)
+        terminal.type(CTRL_C)
+        assert process.wait(timeout=10) == 130
     assert terminal.is_as_it_was
 
 
