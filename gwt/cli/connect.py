@@ -16,6 +16,7 @@ import signal
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager, suppress
+from itertools import chain
 from typing import Any
 
 import gevent
@@ -36,9 +37,17 @@ _PARTING = 1.0
 # How long nothing comes before the end of stdin is the end of all, where nothing else says so.
 _QUIET = 2.0
 
+# Messages that may wait to be shown; each may be as large as a line.
+_MAX_QUEUE = 4
+
 # How full the way may be (of the congestion window) before datagrams wait, and how long.
 _BUSY = 0.5
 _PAUSE = 0.002
+
+# Codes that mean a normal end: a session's, or none; a WebSocket's, or none (RFC 6455 7.4.1); of
+# connections HTTP/3's (RFC 9114 8.1), and QUIC's own.
+_NORMAL = (0, None, 1000, 1005)
+_NO_ERROR = (None, 0, 0x100)
 
 # A command that is typed, or, with one slash more, a line to be sent.
 _COMMAND = re.compile(r"/(/*)(ping|close|help)(?:\s+(.*))?\s*", re.DOTALL)
@@ -141,6 +150,7 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _run(args: argparse.Namespace) -> int:
+    args.timeout = None if math.isinf(args.timeout) else args.timeout
     if args.datagrams and args.url.partition(":")[0].lower() in ("ws", "wss"):
         raise gwt.ConfigError("A WebSocket has no datagrams.", field="datagrams", value=True)
     peer = gwt.connect(
@@ -150,7 +160,9 @@ def _run(args: argparse.Namespace) -> int:
         headers=args.header,
         origin=args.origin,
         subprotocols=args.subprotocol,
-        timeout=None if math.isinf(args.timeout) else args.timeout,
+        timeout=args.timeout,
+        max_size=stdio.LONGEST_LINE,
+        max_queue=_MAX_QUEUE,
     )
     try:
         talk = _Talk(args)
@@ -165,7 +177,11 @@ def _run(args: argparse.Namespace) -> int:
         if talk.left and (isinstance(exc, gwt.SessionClosed) or exc.rcvd):
             # As we asked for.
             return 0
-        if args.once or not _is_normal(exc):
+        lost = _lost_connection(exc)
+        if lost is not None:
+            # It says more.
+            raise lost from exc
+        if args.once or exc.code not in _NORMAL:
             raise
         # The server's good-bye is the end, not a failure.
         if exc.remote:
@@ -177,10 +193,12 @@ def _run(args: argparse.Namespace) -> int:
     return 0
 
 
-def _is_normal(end: gwt.SessionClosed | gwt.WebSocketClosed) -> bool:
-    if isinstance(end, gwt.WebSocketClosed):
-        return end.code in (1000, 1005)
-    return not end.code and end.__cause__ is None
+def _lost_connection(end: BaseException) -> gwt.ConnectionClosed | None:
+    """Return why the connection is gone, if it took a session along and not in good order."""
+    cause = end.__cause__
+    if not isinstance(cause, gwt.ConnectionClosed) or (cause.remote and cause.code in _NO_ERROR):
+        return None
+    return cause
 
 
 def _part(peer: Any) -> None:
@@ -309,14 +327,14 @@ def _messages(websocket: gwt.WebSocket, talk: _Talk) -> None:
         talk.leave(websocket.close)
 
     if args.once:
+        outgoing = stdio.chunks() if args.binary else talk.spoken(ping, websocket.close)
+        first = next(outgoing, None)
+        if first is None:
+            return
         if args.binary:
-            websocket.send(stdio.chunks(), text=False)
+            websocket.send(chain([first], outgoing), text=False)
         else:
-            for line in talk.lines():
-                send(line)
-                break
-            else:
-                return
+            send(first)
         with _no_answer("message", args.timeout):
             talk.display.message(websocket.recv(timeout=args.timeout))
         return
@@ -326,7 +344,7 @@ def _messages(websocket: gwt.WebSocket, talk: _Talk) -> None:
 
 
 @contextmanager
-def _no_answer(what: str, timeout: float) -> Iterator[None]:
+def _no_answer(what: str, timeout: float | None) -> Iterator[None]:
     try:
         yield
     except TimeoutError:
@@ -364,7 +382,7 @@ def _stream(session: gwt.WebTransportSession, talk: _Talk) -> None:
             stream.finish()
             stream.flush()
         if args.once:
-            talk.display.wait_quiet(args.timeout)
+            talk.display.wait_quiet(math.inf if args.timeout is None else args.timeout)
             over.set_exception(TimeoutError(f"No answer came within {args.timeout:g} s."))
         elif args.wait is not None or talk.prompt is not None:
             talk.wait_answers()

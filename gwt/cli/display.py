@@ -11,6 +11,7 @@ import os
 import sys
 import time
 from collections.abc import Iterator
+from contextlib import contextmanager
 
 import gevent
 
@@ -30,6 +31,9 @@ _BRIEF = 16
 # Bytes of a line that has no end yet, and how long it may lack one, until it is shown as it is.
 _LONGEST = 4096
 _LULL = 0.1
+
+# As long as a timer is sure to take, of those that wait for ever.
+_LONG = 3600.0
 
 # Besides letters and their kind: joiners, without which some scripts cannot be read.
 _HARMLESS = frozenset("\t\u00a0\u200c\u200d")
@@ -127,23 +131,28 @@ class Display:
         """Wait until nothing has come for so long, from now on."""
         self._last = time.monotonic()
         while self._busy or (left := self._last + seconds - time.monotonic()) > 0:
-            gevent.sleep(0.05 if self._busy else left)
+            gevent.sleep(_LULL if self._busy else min(left, _LONG))
 
     def _lines(self, source: str, lines: list[str], more: str = "") -> None:
         lines = [*lines, more] if more else lines
         mark = f"[{source}] " if source else ""
         if self._prompt is None:
             self._put("".join(f"{mark}{line}\n" for line in lines).encode(errors="replace"))
-        else:
+            return
+        with self._at_it():
             # Each line, so that none can pass for one of ours.
             for line in lines:
                 self._prompt.show(mark or "< ", f"{line}\n")
-            self._last = time.monotonic()
 
     def _put(self, data: bytes) -> None:
+        with self._at_it():
+            stdio.write(data)
+
+    @contextmanager
+    def _at_it(self) -> Iterator[None]:
         self._busy += 1
         try:
-            stdio.write(data)
+            yield
         finally:
             self._busy -= 1
             self._last = time.monotonic()

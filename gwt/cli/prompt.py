@@ -19,6 +19,7 @@ from typing import Any
 from gevent.event import Event
 
 from ..net import aioloop
+from ..net.waiting import Signal
 from .stdio import STDIN, STDOUT
 
 __all__ = ["Prompt", "colours", "history_file", "is_usable", "load_history", "save_history"]
@@ -86,7 +87,7 @@ class Prompt:
         self._reading: asyncio.Task[str] | None = None
         self._printing: asyncio.Task[None] | None = None
         self._pending: list[str] = []
-        self._room = Event()
+        self._room = Signal()
         self._settings = termios.tcgetattr(STDIN)
         self._silence()
         self._loop = aioloop.borrow()
@@ -123,9 +124,8 @@ class Prompt:
             mark = f"{_MARKS.get(mark, _MARKS[''])}{mark}{_PLAIN}"
         self._pending.append(mark + text)
         if self._printing is None:
-            self._room.clear()
             self._printing = self._loop.create_task(self._print())
-        if sum(map(len, self._pending)) > _MOST_PENDING:
+        while sum(map(len, self._pending)) > _MOST_PENDING:
             self._room.wait()
 
     async def _print(self) -> None:
@@ -136,14 +136,15 @@ class Prompt:
                 # What comes in the same turn of the hub is one picture.
                 await asyncio.sleep(0)
                 await run_in_terminal(self._write_pending)
-                self._room.set()
-                self._room.clear()
         finally:
+            # Empty, unless the terminal is gone.
+            self._pending.clear()
             self._printing = None
-            self._room.set()
+            self._room.notify()
 
     def _write_pending(self) -> None:
         text, self._pending = "".join(self._pending), []
+        self._room.notify()
         # A terminal that is gone: read() finds out, too.
         with suppress(OSError):
             self._output.write_raw(text)
@@ -151,17 +152,18 @@ class Prompt:
 
     def close(self) -> None:
         """Give the terminal back as it was, once all is shown; a second at most."""
-        tasks = [task for task in (self._reading, self._printing) if task is not None]
-        if self._printing is not None:
-            self._wait(self._printing)
-        for task in tasks:
-            if not task.done():
-                task.cancel()
-                self._wait(task)
-        self._loop.give_back()
-        self._loop.join()
-        with suppress(termios.error):
-            termios.tcsetattr(STDIN, termios.TCSADRAIN, self._settings)
+        try:
+            if self._printing is not None:
+                self._wait(self._printing)
+            for task in (self._reading, self._printing):
+                if task is not None and not task.done():
+                    task.cancel()
+                    self._wait(task)
+            self._loop.give_back()
+            self._loop.join()
+        finally:
+            with suppress(termios.error):
+                termios.tcsetattr(STDIN, termios.TCSADRAIN, self._settings)
 
     def _wait(self, task: asyncio.Task[Any]) -> None:
         done = Event()

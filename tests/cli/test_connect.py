@@ -221,7 +221,8 @@ def test_server_that_vanishes_is_a_failure(start, server):
     for connection in list(server.connections):
         connection.close(0x102, "gone")
     assert process.wait(timeout=10) == 1
-    assert process.stderr.read().count(b"\n") == 1
+    told = "gwt connect: The connection was closed by the peer with code 258: gone.\n"
+    assert process.stderr.read().decode() == told
 
 
 def test_path_that_nobody_serves_is_one_line_and_exit_code_1(run, server):
@@ -396,6 +397,20 @@ class TestWebSocket:
     def test_binary_once_is_one_message(self, run, base):
         data = os.urandom(300_000)
         assert run("connect", f"{base}/echo", "--binary", "--once", input=data) == (0, data, "")
+
+    def test_binary_once_of_nothing_is_nothing(self, run, base):
+        assert run("connect", f"{base}/echo", "--binary", "--once") == (0, b"", "")
+
+    def test_a_message_may_be_as_long_as_a_line(self, run):
+        app = gwt.App()
+        app.websocket("/")(lambda ws: ws.send("x" * (int(ws.recv()) * 2**20)))
+        with live.serving(app) as server:
+            url = "ws://{}:{}/".format(*server.address)
+            result = run("connect", url, "--once", input=b"15\n")
+            assert (result.code, len(result.stdout)) == (0, 15 * 2**20 + 1)
+            result = run("connect", url, "--once", input=b"17\n")
+            assert (result.code, result.stdout) == (1, b"")
+            assert "1009" in result.error
 
     def test_a_line_without_end_is_not_kept(self, start, base):
         process = start("connect", f"{base}/echo")
