@@ -37,11 +37,13 @@ _PARTING = 1.0
 # How long nothing comes before the end of stdin is the end of all, where nothing else says so.
 _QUIET = 2.0
 
-# Messages that may wait to be shown; each may be as large as a line.
+# Messages that may wait to be shown, each as large as a line; and datagrams, each as a packet.
 _MAX_QUEUE = 4
+_MAX_DATAGRAMS = 4096
 
-# How full the way may be (of the congestion window) before datagrams wait, and how long.
-_BUSY = 0.5
+# Datagrams that are under way at a time: who receives them holds few that nobody has read yet, and
+# drops others. How long is waited until it is asked again whether they have arrived.
+_BURST = 64
 _PAUSE = 0.002
 
 # Codes that mean a normal end: a session's, or none; a WebSocket's, or none (RFC 6455 7.4.1); of
@@ -163,6 +165,7 @@ def _run(args: argparse.Namespace) -> int:
         timeout=args.timeout,
         max_size=stdio.LONGEST_LINE,
         max_queue=_MAX_QUEUE,
+        datagram_queue=_MAX_DATAGRAMS,
     )
     try:
         talk = _Talk(args)
@@ -447,12 +450,14 @@ def _datagrams(session: gwt.WebTransportSession, talk: _Talk) -> None:
         return talk.spoken(lambda: _round_trip(session), session.close)
 
     def send() -> None:
-        for line in outgoing():
+        for number, line in enumerate(outgoing(), 1):
             try:
                 session.send_datagram(line)
             except gwt.DatagramTooLarge as exc:
                 talk.display.note(str(exc))
-            _wait_way(session)
+            gevent.sleep(0)
+            if not number % _BURST:
+                _wait_arrival(session)
         if not os.isatty(stdio.STDIN):
             talk.wait_answers()
         talk.leave(session.close)
@@ -475,11 +480,7 @@ def _datagrams(session: gwt.WebTransportSession, talk: _Talk) -> None:
         printers.kill()
 
 
-def _wait_way(session: gwt.WebTransportSession) -> None:
-    """Wait while much is under way: what does not fit would push out what waits before it."""
-    gevent.sleep(0)
-    while not session.is_closed:
-        stats = session.connection.stats()
-        if stats["bytes_in_flight"] < _BUSY * stats["congestion_window"]:
-            return
+def _wait_arrival(session: gwt.WebTransportSession) -> None:
+    """Wait until what was sent has arrived, or is lost."""
+    while not session.is_closed and session.connection.stats()["bytes_in_flight"]:
         gevent.sleep(_PAUSE)

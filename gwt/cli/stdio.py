@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import errno
 import os
+import select
 import stat
 from collections.abc import Iterator
 
@@ -73,7 +74,8 @@ def write(data: bytes) -> None:
     waits = _waits(STDOUT)
     view = memoryview(data)
     while view:
-        if waits:
+        # A turn of the hub for each short line would make the writer slower than what it writes.
+        if waits and not select.select([], [STDOUT], [], 0)[1]:
             wait_write(STDOUT)
         view = view[os.write(STDOUT, view[: _PIPE_BUF if waits else None]) :]
 
