@@ -24,7 +24,7 @@ import gwt
 from gwt.cli.demo import make_app
 from gwt.cli.display import brief, escaped, hexdump
 from gwt.cli.prompt import history_file, load_history, save_history
-from tests.helpers import live
+from tests.helpers import eventually, live
 
 UP, LEFT, HOME, CTRL_C, CTRL_D, ENTER = "\x1b[A", "\x1b[D", "\x01", "\x03", "\x04", "\r"
 
@@ -335,14 +335,31 @@ def test_ctrl_c_gives_the_terminal_back(talk, terminal, echo):
     assert terminal.is_as_it_was
 
 
-def test_ctrl_c_ends_it_while_a_server_does_not_read(talk, terminal):
-    with live.serving(lambda session: session.wait_closed(timeout=20)) as server:
-        process = talk(live.url(server), "--insecure")
-        # As terminals hand over what is pasted.
-        terminal.type("\x1b[200~", "x" * (1200 * 1024), "\x1b[201~", ENTER)
-        terminal.until(lambda: termios.tcgetattr(terminal.theirs)[3] & termios.ISIG)
-        terminal.type(CTRL_C)
+def test_ctrl_c_ends_it_while_nobody_reads_it(talk, terminal):
+    def handler(ws):
+        eventually(lambda: ws.stats()["messages_unread"])
+        full.set()
+        over.wait(20)
+
+    app, full, over = gwt.App(), Event(), Event()
+    # Behind a message that waits, the ping is not seen.
+    app.websocket("/", max_queue=1)(handler)
+    with live.serving(app) as server:
+        process = talk(ws_url(server))
+        terminal.type("a", ENTER)
+        assert full.wait(10)
+        terminal.type("/ping", ENTER)
+        terminal.until(
+            lambda: (
+                terminal.lines[-1] == "> /ping"
+                and termios.tcgetattr(terminal.theirs)[3] & termios.ISIG
+            )
+        )
+        # What is typed now is for the next prompt, but this is a signal.
+        terminal.type("half", CTRL_C)
         assert process.wait(timeout=10) == 130
+        over.set()
+    assert b"half" not in terminal.raw
     assert terminal.is_as_it_was
 
 
