@@ -258,7 +258,7 @@ def test_port_where_nobody_listens_is_one_line_and_exit_code_1(run):
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT])
-@pytest.mark.parametrize("options", [[], ["--datagrams"], ["--datagrams", "--once"]])
+@pytest.mark.parametrize("options", [[], ["--datagrams"]])
 def test_ctrl_c_ends_it_with_130_and_tells_the_server(start, number, options):
     ended: Queue = Queue()
 
@@ -270,14 +270,28 @@ def test_ctrl_c_ends_it_with_130_and_tells_the_server(start, number, options):
 
     with live.serving(handler) as server:
         process = start("connect", live.url(server), "--insecure", *options)
-        if "--once" in options:
-            process.stdin.write(b"x\n")
-            process.stdin.flush()
         assert process.stdout.readline() == b"ready\n"
         process.send_signal(number)
         assert process.wait(timeout=10) == 130
         assert ended.get(timeout=5) == 0
     assert process.stderr.read() == b""
+
+
+def test_ctrl_c_ends_the_wait_for_the_one_answer(start):
+    def handler(session):
+        session.receive_datagram(timeout=10)
+        asked.set()
+        session.wait_closed(timeout=10)
+
+    asked = gevent.event.Event()
+    with live.serving(handler) as server:
+        process = start("connect", live.url(server), "--insecure", "--datagrams", "--once")
+        process.stdin.write(b"x\n")
+        process.stdin.flush()
+        assert asked.wait(10)
+        process.send_signal(signal.SIGINT)
+        assert process.wait(timeout=10) == 130
+    assert (process.stdout.read(), process.stderr.read()) == (b"", b"")
 
 
 class TestTerminal:
