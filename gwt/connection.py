@@ -35,6 +35,7 @@ from .states import ConnectionState
 if TYPE_CHECKING:
     from .session import WebTransportSession
     from .stream_common import StreamHalf
+    from .tunnel import Tunnel
 
 __all__ = ["ConnectionState", "WebTransportConnection"]
 
@@ -74,6 +75,9 @@ class WebTransportConnection(Lifetime):
         self._sessions: dict[int, WebTransportSession] = {}
         self._streams: dict[int, Any] = {}
 
+        # Tunnels by the same, until both directions of their stream are over.
+        self._tunnels: dict[int, Tunnel] = {}
+
         # Why the connection ended, set once: the first reason wins. And what the network said.
         self.closed: ConnectionClosed | None = None
         self.network_error: OSError | None = None
@@ -81,6 +85,11 @@ class WebTransportConnection(Lifetime):
         # Answers a request for a session; on a server only.
         self.on_request: (
             Callable[[WebTransportConnection, events.SessionRequested], None] | None
+        ) = None
+
+        # Answers a request for a tunnel; on a server that takes them only.
+        self.on_tunnel: (
+            Callable[[WebTransportConnection, events.TunnelRequested], None] | None
         ) = None
 
         # Told when the handshake is completed; on a server only.
@@ -241,6 +250,16 @@ class WebTransportConnection(Lifetime):
         """Feed a stream no more."""
         self._streams.pop(stream_id, None)
 
+    def add_tunnel(self, tunnel: Tunnel) -> None:
+        """Feed a tunnel, and its stream, from now on."""
+        self._tunnels[tunnel.stream_id] = tunnel
+        self.add_stream(tunnel.stream)
+
+    def forget_tunnel(self, stream_id: int) -> None:
+        """Feed a tunnel no more: it is over."""
+        if self._tunnels.pop(stream_id, None) is not None:
+            self.note_unused()
+
     def add_route(self, connection_id: bytes) -> None:
         """Take datagrams for a connection id."""
         self.connection_ids.add(connection_id)
@@ -314,6 +333,18 @@ class WebTransportConnection(Lifetime):
             case events.StreamAvailable(session_id):
                 if (session := self._sessions.get(session_id)) is not None:
                     session.feed_available()
+                else:
+                    # For a tunnel, which has no object before it has a stream.
+                    self._changed.notify()
+            case events.TunnelRequested():
+                assert self.on_tunnel is not None
+                self.on_tunnel(self, event)
+            case events.TunnelAccepted(stream_id, headers):
+                if (tunnel := self._tunnels.get(stream_id)) is not None:
+                    tunnel.feed_accepted(headers)
+            case events.TunnelRefused(stream_id, status, code, headers):
+                if (tunnel := self._tunnels.get(stream_id)) is not None:
+                    tunnel.feed_refused(status, code, headers)
             case events.SessionRequested():
                 assert self.on_request is not None
                 self.on_request(self, event)
@@ -369,6 +400,8 @@ class WebTransportConnection(Lifetime):
         for session in list(self._sessions.values()):
             session.feed_ended(None, self.closed.reason, self.closed.remote)
         self._sessions.clear()
+        for tunnel in list(self._tunnels.values()):
+            tunnel.feed_ended(self.closed)
         self._changed.notify()
         callbacks, self._end_callbacks = self._end_callbacks or [], None
         for callback in callbacks:

@@ -43,6 +43,7 @@ class Lifetime:
     counters: Counters
     closed: ConnectionClosed | None
     _sessions: Sized
+    _tunnels: Sized
 
     def __init__(
         self,
@@ -78,7 +79,7 @@ class Lifetime:
         self._asked_at = -1
 
     def note_unused(self) -> None:
-        """Give the connection up in a while, unless it has a session by then."""
+        """Give the connection up in a while, unless it has a session or a tunnel by then."""
         self._unused_deadline = self._clock() + self.unused_timeout
 
     def _arm(self) -> None:
@@ -98,7 +99,8 @@ class Lifetime:
     def _give_up_at(self) -> float | None:
         if self.state is ConnectionState.CONNECTING:
             return self.handshake_deadline if self.closed is None else None
-        return None if self._sessions or self.closed is not None else self._unused_deadline
+        used = self._sessions or self._tunnels or self.closed is not None
+        return None if used else self._unused_deadline
 
     def _ping_due(self) -> float | None:
         if not self._keep_alive or self.state is not ConnectionState.CONNECTED:

@@ -46,6 +46,7 @@ FLOORS = {
     "gwt.stream_receive": 3,
     "gwt.stream_send": 3,
     "gwt.tracing": 3,
+    "gwt.tunnel": 3,
     "gwt.request": 3,
     "gwt.websocket": 3,
     "gwt.websocket_common": 3,

@@ -31,6 +31,9 @@ __all__ = [
     "StreamReset",
     "StreamStopped",
     "StreamWritable",
+    "TunnelAccepted",
+    "TunnelRefused",
+    "TunnelRequested",
 ]
 
 Headers = list[tuple[bytes, bytes]]
@@ -188,9 +191,39 @@ class StreamFlushed:
 
 @dataclass(frozen=True, slots=True)
 class StreamAvailable:
-    """The peer allows more streams of a direction in a session."""
+    """The peer allows more streams of a direction in a session, or more tunnels (NO_SESSION)."""
 
     session_id: int
+
+
+@dataclass(frozen=True, slots=True)
+class TunnelRequested:
+    """A client asks for a tunnel: accept_tunnel() or reject_tunnel() answers."""
+
+    stream_id: int
+    # Where to: a name or an address without brackets, in lower case.
+    host: str
+    port: int
+    headers: Headers = field(repr=False)
+
+
+@dataclass(frozen=True, slots=True)
+class TunnelAccepted:
+    """The proxy answered 2xx to our request: from now on the stream is the tunnel."""
+
+    stream_id: int
+    headers: Headers = field(repr=False)
+
+
+@dataclass(frozen=True, slots=True)
+class TunnelRefused:
+    """The proxy answered our request with another status, or did not answer at all."""
+
+    stream_id: int
+    # None: the request stream was reset instead, with `code`.
+    status: int | None
+    code: int | None
+    headers: Headers = field(repr=False)
 
 
 @dataclass(frozen=True, slots=True)
@@ -221,5 +254,8 @@ Event = (
     | StreamFinished
     | StreamFlushed
     | StreamAvailable
+    | TunnelRequested
+    | TunnelAccepted
+    | TunnelRefused
     | DatagramReceived
 )

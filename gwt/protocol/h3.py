@@ -229,6 +229,12 @@ class Http3:
         if self._quic.takes_data(stream_id):
             self._h3.send_data(stream_id, data, end)
 
+    def ignore_length(self, stream_id: int) -> None:
+        """Hold what comes to no content-length: in a tunnel it has no meaning (RFC 9110 9.3.6)."""
+        stream = self._h3._stream.get(stream_id)
+        if stream is not None:
+            stream.expected_content_length = None
+
     def end(self, stream_id: int) -> None:
         """End our side of a stream without a frame."""
         self._quic.write(stream_id, b"", True)

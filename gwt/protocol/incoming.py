@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from . import codes, events
 from .capsules import pull_varint
-from .records import Session, SessionPhase, Stream
+from .records import Session, SessionPhase, Stream, Tunnel
 from .sessions import Sessions
 
 __all__ = ["Incoming"]
@@ -29,7 +29,10 @@ class Incoming(Sessions):
     def quic_stream_data(self, stream_id: int, data: bytes, ended: bool) -> None:
         stream = self.streams.get(stream_id)
         if stream is not None:
-            self._stream_data(stream, data, ended)
+            if isinstance(stream, Tunnel):
+                self._http_data(stream_id, data, ended)
+            else:
+                self._stream_data(stream, data, ended)
             return
         if stream_id in self._ignored:
             self.quic.consumed(stream_id, len(data))
@@ -220,8 +223,8 @@ class Incoming(Sessions):
 
     def _receive(self, stream: Stream, data: bytes, ended: bool) -> None:
         """Pass data of a session's stream on, if the session may have it."""
-        session = self.sessions[stream.session_id]
-        if session.flow is not None and not session.flow.receive(len(data)):
+        session = self.sessions.get(stream.session_id)
+        if session is not None and session.flow is not None and not session.flow.receive(len(data)):
             stream.unread -= len(data)
             self._break_session(session, codes.WT_FLOW_CONTROL_ERROR)
         elif stream.stopped:
@@ -297,7 +300,9 @@ class Incoming(Sessions):
 
     def _tell_reset(self, stream: Stream, code: int) -> None:
         reliable = max(0, self.quic.reliable(stream.id) - (0 if stream.own else stream.prefix))
-        self._events.append(events.StreamReset(stream.id, codes.application_code(code), reliable))
+        # A tunnel's frames count there, too.
+        reliable = min(reliable, stream.received)
+        self._events.append(events.StreamReset(stream.id, stream.told_code(code), reliable))
         self._finish(stream)
 
     def quic_stream_stopped(self, stream_id: int, code: int) -> None:
@@ -307,7 +312,7 @@ class Incoming(Sessions):
             if not (stream.send_done or stream.stop_received) and stream.early is None:
                 stream.stop_received = True
                 self._unsend(stream)
-                self._events.append(events.StreamStopped(stream.id, codes.application_code(code)))
+                self._events.append(events.StreamStopped(stream.id, stream.told_code(code)))
         elif stream_id in self.sessions and self.sessions[stream_id].live:
             session = self.sessions[stream_id]
             connecting = session.phase is SessionPhase.CONNECTING

@@ -1,8 +1,8 @@
 """
 What a connection remembers of its sessions and streams, and the settings they rest on.
 
-Records without behaviour, and pure functions over settings; who changes them is sessions.py,
-incoming.py and webtransport.py.
+Records that do next to nothing, and pure functions over settings; who changes them is sessions.py,
+incoming.py, tunnels.py and webtransport.py.
 """
 
 from __future__ import annotations
@@ -18,14 +18,20 @@ from .codes import Draft
 from .flow import SessionFlow
 
 __all__ = [
+    "NO_SESSION",
     "Session",
     "SessionPhase",
     "Stream",
+    "Tunnel",
     "bad_setting",
     "local_settings",
     "missing_requirement",
     "session_reserve",
 ]
+
+
+# The session of what belongs to none.
+NO_SESSION = -1
 
 
 class SessionPhase(Enum):
@@ -95,6 +101,29 @@ class Stream:
     early: bytearray | None = None
     # The wire code of a reset that came before the session, too, and left the prefix intact.
     early_reset: int | None = None
+
+    def told_code(self, wire: int) -> int | None:
+        """Return what the application is told about a code on the wire."""
+        return codes.application_code(wire)
+
+    def wire_code(self, code: int) -> int:
+        """Return what goes on the wire for an application's code."""
+        return codes.wire_code(code)
+
+
+@dataclass(slots=True, eq=False)
+class Tunnel(Stream):
+    """A CONNECT request (RFC 9114 4.4): what is in its DATA frames is a stream of no session."""
+
+    # Whether it was answered with 2xx.
+    open: bool = False
+
+    def told_code(self, wire: int) -> int | None:
+        # HTTP/3's own codes are what both ends understand.
+        return wire
+
+    def wire_code(self, code: int) -> int:
+        return code or codes.H3_REQUEST_CANCELLED
 
 
 def session_reserve(config: TransportConfig) -> int:

@@ -1,5 +1,5 @@
 """
-The extended CONNECT that asks for a session, and its answer: headers checked and built.
+The CONNECT that asks for a session or a tunnel, and its answer: headers checked and built.
 
 Pure functions over header lists. What is wrong with a peer's headers comes back as a string that
 says so; the caller turns it into the stream error H3_MESSAGE_ERROR.
@@ -23,8 +23,10 @@ __all__ = [
     "decode_headers",
     "encode_headers",
     "is_session_request",
+    "is_tunnel_request",
     "parse_request",
     "parse_subprotocols",
+    "parse_tunnel",
     "refusal",
 ]
 
@@ -43,6 +45,10 @@ _SF_ITEM = re.compile(
     r"""(?:;[ ]*[a-z*][a-z0-9_\-.*]*(?:=(?:"(?:[ !#-\[\]-~]|\\["\\])*"|[^",;]*))?)*[ \t]*"""
 )
 
+# RFC 9110 7.2: a host in brackets, or a name, and a port. What a name may consist of beyond this is
+# the resolver's affair; a zone is of no meaning to another machine.
+_PLACE = re.compile(rb"(?:\[([0-9A-Fa-f:.]{2,45})\]|([!$&-.0-9;=A-Z_a-z~]{1,255})):([0-9]{1,5})")
+
 _SF_TOKEN = re.compile(r"[A-Za-z*][!#$%&'*+\-.^_`|~0-9A-Za-z:/]*")
 
 # How many subprotocols of an offer are looked at.
@@ -53,6 +59,27 @@ def is_session_request(headers: Iterable[tuple[bytes, bytes]]) -> bool:
     """Return whether a request is an extended CONNECT for WebTransport."""
     found = dict(headers)
     return found.get(b":method") == b"CONNECT" and found.get(b":protocol") in codes.PROTOCOLS
+
+
+def is_tunnel_request(headers: Iterable[tuple[bytes, bytes]]) -> bool:
+    """Return whether a request is a CONNECT of the classic kind (RFC 9114 4.4)."""
+    found = dict(headers)
+    return found.get(b":method") == b"CONNECT" and b":protocol" not in found
+
+
+def parse_tunnel(headers: Iterable[tuple[bytes, bytes]]) -> tuple[str, int] | str:
+    """Return host and port that a tunnel is to lead to, or what is wrong (RFC 9114 4.4)."""
+    pseudo = {name: value for name, value in headers if name.startswith(b":")}
+    for name in (b":scheme", b":path"):
+        if name in pseudo:
+            return f"{name.decode()} has no place in a CONNECT request"
+    place = _PLACE.fullmatch(pseudo.get(b":authority", b""))
+    if place is None:
+        return ":authority is not a host and a port"
+    port = int(place[3])
+    if not 0 < port < 65536:
+        return ":authority has no port that exists"
+    return (place[1] or place[2]).decode("ascii").lower(), port
 
 
 def parse_request(

@@ -70,11 +70,12 @@ class Sessions(Streams):
         if not (self.ready or self.is_client or stream_id & 2):
             self._hold_request(stream_id, data, ended)
             return
-        self.quic.consumed(stream_id, len(data))
         self._note_end(stream_id, ended)
         if data and self._closed_by_peer(stream_id):
+            self.quic.consumed(stream_id, len(data))
             self._after_close(stream_id)
             return
+        kept = 0
         for event in self._h3.receive(stream_id, data, ended):
             if isinstance(event, HeadersReceived):
                 if self._closed_by_peer(stream_id):
@@ -84,11 +85,12 @@ class Sessions(Streams):
                 else:
                     self._request(event.stream_id, event.headers, ended)
                 if event.stream_ended:
-                    self._session_data(event.stream_id, b"", True)
+                    self._body(event.stream_id, b"", True)
             elif isinstance(event, DataReceived):
-                self._session_data(event.stream_id, event.data, event.stream_ended)
+                kept += self._body(event.stream_id, event.data, event.stream_ended)
             elif isinstance(event, MessageMalformed):
                 self._malformed(stream_id, ended)
+        self.quic.consumed(stream_id, len(data) - kept)
         self._note_end(stream_id, ended)
         if not self.ready and self._h3.settings is not None:
             self._settings_received()
@@ -219,6 +221,11 @@ class Sessions(Streams):
         chosen = requests.chosen_subprotocol(headers, session.offered, tokens=session.draft.tokens)
         self._events.append(events.SessionAccepted(stream_id, chosen, headers))
         self._open(session)
+
+    def _body(self, stream_id: int, data: bytes, ended: bool) -> int:
+        """Take what DATA frames carry; returns how many bytes are kept until somebody reads."""
+        self._session_data(stream_id, data, ended)
+        return 0
 
     # Capsules
 

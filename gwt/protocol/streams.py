@@ -22,7 +22,7 @@ from .capsules import encode_varint
 from .h3 import Http3
 from .quic import Quic
 from .rates import Allowance
-from .records import Session, SessionPhase, Stream, local_settings, session_reserve
+from .records import Session, SessionPhase, Stream, Tunnel, local_settings, session_reserve
 
 __all__ = ["Streams"]
 
@@ -180,19 +180,21 @@ class Streams:
         if stream.granted or stream.received * 2 < config.initial_stream_window:
             return
         session = self.sessions.get(stream.session_id)
-        if session is None:
+        if session is None and not isinstance(stream, Tunnel):
             return
         # What is granted cannot be taken back, so it comes out of two bounded accounts, and idle
         # streams get nothing. A stream that finds them empty keeps its first window, and so moves
         # on however others fare.
         grant = min(
             config.stream_window - config.initial_stream_window,
-            config.session_window - session.granted,
             config.receive_pool - self._granted,
         )
+        if session is not None:
+            grant = min(grant, config.session_window - session.granted)
         if grant > 0:
             stream.granted = grant
-            session.granted += grant
+            if session is not None:
+                session.granted += grant
             self._granted += grant
             self.quic.set_window(stream.id, config.initial_stream_window + grant)
 

@@ -5,7 +5,8 @@ Theory of operation. QUIC tells this file about streams by id. A stream that the
 starts with a varint that says what it is: a WebTransport stream names its session and then
 belongs to this file; everything else belongs to HTTP/3. A session is an extended CONNECT request
 whose body is a sequence of capsules. Streams and datagrams may arrive before their session and
-wait for it within a bound; a session that ends takes its streams along.
+wait for it within a bound; a session that ends takes its streams along. A CONNECT request of the
+classic kind is a tunnel (tunnels.py): a stream that belongs to no session.
 
 Events go up in the order in which things happened. The floor above answers by calling down:
 accept, reject, open, send, consume, close. Nothing here raises on what a peer sent.
@@ -17,14 +18,14 @@ from collections.abc import Iterable, Sequence
 
 from . import capsules, codes, events, requests
 from .capsules import encode_varint
-from .incoming import Incoming
-from .records import SessionPhase, Stream, missing_requirement
+from .records import SessionPhase, Stream, Tunnel, missing_requirement
 from .seam import Address
+from .tunnels import Tunnels
 
 __all__ = ["WebTransport"]
 
 
-class WebTransport(Incoming):
+class WebTransport(Tunnels):
     """The protocol of one connection."""
 
     # In
@@ -286,6 +287,8 @@ class WebTransport(Incoming):
         stream = self.streams.get(stream_id)
         if stream is None or stream.pending_reset is not None:
             return False
+        if isinstance(stream, Tunnel):
+            return self._send_tunnel(stream, data, end)
         if not self.quic.write(stream_id, data, end):
             return False
         stream.written += len(data)
@@ -298,7 +301,7 @@ class WebTransport(Incoming):
         """Abandon sending with an application code; what was not sent never will be."""
         stream = self.streams.get(stream_id)
         if stream is not None and not stream.send_done and stream.pending_reset is None:
-            self._reset(stream, codes.wire_code(code))
+            self._reset(stream, stream.wire_code(code))
 
     def _reset(self, stream: Stream, code: int) -> None:
         unknown = stream.own and self.quic.acked(stream.id) < stream.prefix
@@ -318,7 +321,7 @@ class WebTransport(Incoming):
             return
         stream.stopped = True
         if not stream.receive_done:
-            self.quic.stop(stream_id, codes.wire_code(code))
+            self.quic.stop(stream_id, stream.wire_code(code))
 
     # Datagrams
 
