@@ -128,6 +128,24 @@ class ServerConfig(TransportConfig):
     reuse_port: bool = False
     """Set SO_REUSEPORT. Off, so that a second server on a port is an error."""
 
+    connect_targets: Sequence[str] = ()
+    """
+    Where clients may tunnel to by CONNECT (RFC 9114 4.4), as "host:port"; none: there are no
+    tunnels. Names, "*.name", addresses and networks; docs/tunnels.md has what each stands for.
+    """
+
+    connect_timeout: float = 10.0
+    """How long a tunnel's target may take: its name, and the TCP handshakes with its addresses."""
+
+    tunnel_idle_timeout: float = 300.0
+    """Seconds without a byte either way after which a tunnel is given up."""
+
+    max_tunnels: int = 1000
+    """Tunnels at a time, each with a descriptor; one more is refused with 503."""
+
+    max_tunnels_per_address: int | None = None
+    """The same for one client address, as max_connections_per_address counts; None: any number."""
+
     def __post_init__(self) -> None:
         # slots=True makes a new class, so that the zero-argument super() is not available here.
         TransportConfig.__post_init__(self)
@@ -142,6 +160,8 @@ class ServerConfig(TransportConfig):
                 "body_grace",
                 "response_timeout",
                 "connection_idle_check_interval",
+                "connect_timeout",
+                "tunnel_idle_timeout",
             ),
             at_least={
                 "max_connections": 1,
@@ -151,8 +171,15 @@ class ServerConfig(TransportConfig):
                 "max_pending_handshakes": 1,
                 "retry_threshold": 1,
                 "min_body_rate": 1,
+                "max_tunnels": 1,
+                "max_tunnels_per_address": 1,
             },
-            optional=("response_timeout", "min_body_rate", "max_connections_per_address"),
+            optional=(
+                "response_timeout",
+                "min_body_rate",
+                "max_connections_per_address",
+                "max_tunnels_per_address",
+            ),
         )
         if self.retry not in ("off", "on", "auto"):
             raise bad("retry", self.retry, '"off", "on" or "auto"')
@@ -161,6 +188,7 @@ class ServerConfig(TransportConfig):
         check_texts("origins", origins)
         check_texts("subprotocols", self.subprotocols)
         check_texts("allowed_hosts", self.allowed_hosts)
+        check_texts("connect_targets", self.connect_targets)
         if self.keyfile is not None and self.certfile is None:
             raise ConfigError(
                 "keyfile is given without certfile.", field="keyfile", value=self.keyfile

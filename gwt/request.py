@@ -1,5 +1,5 @@
 """
-One request for a session, as middleware and the server see it.
+One request for a session or a tunnel, as middleware and the server see it.
 
 A value: it does nothing, and knows neither how it came nor how it is answered.
 """
@@ -21,7 +21,7 @@ class Request:
     """What a client asked for, before it is accepted. Header names are in lower case."""
 
     method: str
-    # "webtransport" or "websocket".
+    # "webtransport" or "websocket"; "connect" for a tunnel to `authority`, which has no path.
     protocol: str
     # The decoded path without the query, and the query as it came.
     path: str

@@ -23,7 +23,7 @@ from ..net.udp import NEWCOMER, Address, NewcomerType, UdpEndpoint
 from ..net.udpsocket import shown
 from ..observe import Counters
 from ..protocol import codes, packets, retry
-from ..protocol.events import SessionRequested
+from ..protocol.events import SessionRequested, TunnelRequested
 from ..protocol.farewell import Farewells
 from ..protocol.quic import Quic
 from ..protocol.seam import VERSIONS, QuicOptions
@@ -44,6 +44,7 @@ class QuicListener:
         connections: ConnectionManager,
         on_request: Callable[[WebTransportConnection, SessionRequested], None],
         *,
+        on_tunnel: Callable[[WebTransportConnection, TunnelRequested], None] | None = None,
         peers: Peers | None = None,
         retry_key: bytes | None = None,
         clock: Callable[[], float] = time.monotonic,
@@ -53,6 +54,8 @@ class QuicListener:
         self.counters = Counters()
         self._peers = peers if peers is not None else Peers(None, self.counters)
         self._on_request = on_request
+        # None: tunnels are not served.
+        self._on_tunnel = on_tunnel
         self._options = QuicOptions.of(
             config,
             is_client=False,
@@ -213,6 +216,8 @@ class QuicListener:
         self._peers.hold(connection, peer)
         connection.handshake_deadline = self._clock() + self.config.handshake_timeout
         connection.on_request = self._on_request
+        connection.on_tunnel = self._on_tunnel
+        connection.protocol.takes_tunnels = self._on_tunnel is not None
         connection.on_end(self._ended)
         self._unfinished.add(connection)
         connection.unused_timeout = self.config.unused_timeout

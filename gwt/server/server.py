@@ -34,6 +34,7 @@ from ..session import WebTransportSession
 from ..stream_common import CONFIGURED
 from .app import App, Route
 from .binding import Bound, bind_both, parse_bind
+from .connect import ConnectProxy
 from .listener import QuicListener
 from .peers import Peers
 from .tcp import HttpListener
@@ -90,6 +91,7 @@ class Server:
         self.certificate: certificates.Certificate | None = None
 
         self._handlers = Group()
+        self._proxy = ConnectProxy(self.app, self.config, self._handlers, self.counters)
         self._udp: QuicListener | None = None
         self._tcp: HttpListener | None = None
         self._door: Door | None = None
@@ -128,6 +130,7 @@ class Server:
         """Return counters of the server, its managers, its UDP socket, and what was refused."""
         return {
             "handlers": len(self._handlers),
+            "tunnels": len(self._proxy),
             "http_connections": self._tcp.connections if self._tcp is not None else 0,
             "connections": self.connections.get_stats(),
             "sessions": self.sessions.get_stats(),
@@ -154,7 +157,7 @@ class Server:
             self.certificate = certificates.generate()
         self._thread = native_thread()
         self._hub = get_hub()
-        self._stopping = False
+        self._stopping = self._proxy.stopping = False
         self.app.start()
         try:
             self._bound = bind_both(self._bind, config)
@@ -169,6 +172,7 @@ class Server:
                     self.certificate,
                     self.connections,
                     self._session_requested,
+                    on_tunnel=self._proxy.requested if self._proxy.targets else None,
                     peers=peers,
                 )
                 self._udp.start()
@@ -206,7 +210,7 @@ class Server:
                 while self._stopping:
                     self._stopped.wait(deadline)
             return
-        self._stopping = True
+        self._stopping = self._proxy.stopping = True
         try:
             self._wind_down(deadline)
         finally:

@@ -1,0 +1,325 @@
+"""
+The server's side of tunnels: a CONNECT request answered, and its stream joined to a TCP connection.
+
+Requests come in by requested() in the quiet zone, which only counts and spawns. A tunnel has two
+greenlets, one for each way; each holds one piece, and waits for who takes it, so that whoever reads
+slowly slows the other end down. The rest is RFC 9114 4.4: an end is an end on the other side, and
+whatever breaks breaks the other side.
+"""
+
+from __future__ import annotations
+
+import logging
+import socket as _stdlib_socket
+import struct
+from contextlib import suppress
+from typing import Any
+
+import gevent
+import gevent.socket
+from gevent import Greenlet, GreenletExit
+from gevent.pool import Group
+
+from ..config import ServerConfig
+from ..connection import WebTransportConnection
+from ..errors import GwtError, Reject
+from ..net.timers import Timer, now
+from ..net.waiting import Deadline
+from ..observe import Counters
+from ..protocol import codes
+from ..protocol.events import TunnelRequested
+from ..protocol.requests import decode_headers, encode_headers
+from ..request import Request
+from ..stream import WebTransportStream
+from ..tunnel import Tunnel
+from .app import App
+from .peers import Peers
+from .targets import Targets
+
+__all__ = ["ConnectProxy"]
+
+logger = logging.getLogger("gwt.server")
+
+# What is carried at a time.
+_PIECE = 64 * 1024
+
+# Addresses of a name that are tried.
+_MOST_ADDRESSES = 8
+
+# SO_LINGER of 0 seconds: closing is a RST.
+_RESET = struct.pack("ii", 1, 0)
+
+
+class _Gone(GreenletExit):  # type: ignore[misc]
+    """The client's side of a tunnel is over."""
+
+
+class _Broken(GreenletExit):  # type: ignore[misc]
+    """The target's side of a tunnel is."""
+
+
+class _Idle(GreenletExit):  # type: ignore[misc]
+    """No byte has moved for too long."""
+
+
+class _Refusal(Exception):
+    """There will be no tunnel; RFC 9209 2.3 has the words for why."""
+
+    def __init__(self, status: int, error: str) -> None:
+        super().__init__(error)
+        self.status = status
+        self.error = error
+
+
+class ConnectProxy:
+    """The tunnels of one server."""
+
+    def __init__(self, app: App, config: ServerConfig, handlers: Group, counters: Counters) -> None:
+        self.targets = Targets(config.connect_targets)
+        self.stopping = False
+        self._app = app
+        self._config = config
+        self._handlers = handlers
+        self._counters = counters
+        self._tunnels: set[Tunnel] = set()
+        self._peers = Peers(config.max_tunnels_per_address, Counters())
+
+    def __len__(self) -> int:
+        return len(self._tunnels)
+
+    def requested(self, connection: WebTransportConnection, event: TunnelRequested) -> None:
+        """Quiet zone: count, and hand over to a greenlet."""
+        host = f"[{event.host}]" if ":" in event.host else event.host
+        headers = decode_headers(event.headers)
+        tunnel = Tunnel(connection, event.stream_id, f"{host}:{event.port}", headers)
+        if (
+            self.stopping
+            or len(self._tunnels) >= self._config.max_tunnels
+            or len(self._handlers) >= self._config.max_handlers
+            or not self._peers.admit(connection.remote_address)
+        ):
+            self._counters["tunnels_refused"] += 1
+            _reject(tunnel, 503, "connection_limit_reached")
+            return
+        self._tunnels.add(tunnel)
+        self._peers.hold(tunnel.stream, connection.remote_address)
+        greenlet = Greenlet(self._serve, tunnel, event)
+        greenlet.name = f"gwt-tunnel {tunnel.target[:64]}"
+        greenlet.link(lambda _: self._tunnels.discard(tunnel))
+        # Who takes the request back, or is gone, is not connected for.
+        tunnel.stream.on_end(
+            lambda _: None if tunnel.accepted else greenlet.kill(_Gone, block=False)
+        )
+        self._handlers.add(greenlet)
+        greenlet.start()
+
+    def _serve(self, tunnel: Tunnel, event: TunnelRequested) -> None:
+        sock = None
+        try:
+            if not self._admitted(tunnel, event):
+                return
+            try:
+                sock = self._connect(event.host, event.port)
+            except _Refusal as exc:
+                forbidden = exc.status == 403
+                self._counters["tunnels_rejected" if forbidden else "tunnels_failed"] += 1
+                _reject(tunnel, exc.status, exc.error)
+                return
+            if not tunnel.accept():
+                return
+            self._counters["tunnels_opened"] += 1
+            logger.info("A tunnel to %s was opened for %s.", tunnel.target, tunnel.remote_address)
+            relay = _Relay(tunnel.stream, sock, self._config)
+            why = relay.run()
+            if why is not None:
+                self._counters[why] += 1
+            logger.info(
+                "The tunnel to %s was closed: %d bytes there, %d back.",
+                tunnel.target,
+                relay.sent,
+                relay.received,
+            )
+        except _Gone:
+            self._counters["tunnels_cancelled"] += 1
+        finally:
+            # Killed, or gone in the middle: neither side is left waiting.
+            if sock is not None:
+                sock.close()
+            if not tunnel.stream.is_closed:
+                tunnel.connection.protocol.cancel_tunnel(tunnel.stream_id)
+                tunnel.feed_refused(None, codes.H3_REQUEST_CANCELLED, [])
+                tunnel.connection.flush_soon()
+
+    def _admitted(self, tunnel: Tunnel, event: TunnelRequested) -> bool:
+        """Ask the middleware, which may want a password, and then the list of targets."""
+        request = Request(
+            method="CONNECT",
+            protocol="connect",
+            path="",
+            query_string="",
+            authority=tunnel.target,
+            origin=tunnel.headers.get("origin"),
+            headers=tunnel.headers,
+            subprotocols=(),
+            remote_address=tunnel.remote_address,
+        )
+        try:
+            self._app.admit(request)
+        except Reject as exc:
+            self._counters["tunnels_rejected"] += 1
+            tunnel.reject(exc.status, encode_headers(exc.headers), exc.body)
+            return False
+        except (Exception, SystemExit, gevent.Timeout):
+            # Boundary to user code: middleware.
+            logger.exception("Middleware failed for a tunnel to %s.", tunnel.target)
+            tunnel.reject(500)
+            return False
+        if not self.targets.asked(event.host, event.port):
+            self._counters["tunnels_rejected"] += 1
+            _reject(tunnel, 403, "http_request_denied")
+            return False
+        return True
+
+    def _connect(self, host: str, port: int) -> Any:
+        """Return a connected socket; waits for the resolver and for TCP, raises _Refusal."""
+        deadline = Deadline(self._config.connect_timeout)
+        try:
+            with gevent.Timeout(deadline.remaining(), TimeoutError):
+                found = gevent.socket.getaddrinfo(host, port, type=_stdlib_socket.SOCK_STREAM)
+        except TimeoutError:
+            raise _Refusal(504, "dns_timeout") from None
+        except (OSError, UnicodeError):
+            raise _Refusal(502, "dns_error") from None
+        places = dict.fromkeys((family, address) for family, *_, address in found)
+        allowed = [place for place in places if self.targets.reaches(host, port, str(place[1][0]))][
+            :_MOST_ADDRESSES
+        ]
+        if not allowed:
+            raise _Refusal(403, "destination_ip_prohibited")
+        refusal = _Refusal(504, "connection_timeout")
+        for left, (family, address) in zip(range(len(allowed), 0, -1), allowed, strict=True):
+            # A silent address leaves the others their share of the time.
+            share = (deadline.remaining() or 0.0) / left
+            sock = gevent.socket.socket(family, _stdlib_socket.SOCK_STREAM)
+            try:
+                sock.settimeout(max(share, 0.001))
+                sock.connect(address)
+                sock.settimeout(None)
+                sock.setsockopt(_stdlib_socket.IPPROTO_TCP, _stdlib_socket.TCP_NODELAY, 1)
+                sock.setsockopt(_stdlib_socket.SOL_SOCKET, _stdlib_socket.SO_KEEPALIVE, 1)
+                return sock
+            except TimeoutError:
+                sock.close()
+                refusal = _Refusal(504, "connection_timeout")
+            except ConnectionRefusedError:
+                sock.close()
+                refusal = _Refusal(502, "connection_refused")
+            except OSError:
+                sock.close()
+                refusal = _Refusal(502, "destination_unavailable")
+            except BaseException:
+                sock.close()
+                raise
+        raise refusal
+
+
+def _reject(tunnel: Tunnel, status: int, error: str) -> None:
+    tunnel.reject(status, [(b"proxy-status", f"gwt; error={error}".encode())])
+
+
+class _Relay:
+    """A stream and a socket joined, until both ways have ended or something broke."""
+
+    def __init__(self, stream: WebTransportStream, sock: Any, config: ServerConfig) -> None:
+        self.stream = stream
+        self.sock = sock
+        # Bytes that went to the target, and that came from it.
+        self.sent = self.received = 0
+        self._patience = config.close_timeout
+        self._idle_timeout = config.tunnel_idle_timeout
+        self._moved: tuple[int, ...] = ()
+        self._moved_at = now()
+        self._timer = Timer(self._check_idle)
+        # The greenlet that carries down, and the one that carries up; whether that is done.
+        self._main: Any = gevent.getcurrent()
+        self._up: Any = None
+        self._up_done = self._finishing = False
+
+    def run(self) -> str | None:
+        """Carry until the end; returns what to count if it was not a good one."""
+        self._check_idle()
+        self._up = gevent.spawn(self._carry_up)
+        self.stream.on_end(self._stream_ended)
+        broken = codes.H3_REQUEST_CANCELLED
+        try:
+            self._carry_down()
+            self._up.join()
+            self._finishing = True
+            self.stream.wait_over(Deadline(None))
+        except _Broken:
+            broken = codes.H3_CONNECT_ERROR
+            return "tunnels_broken"
+        except _Idle:
+            broken = codes.H3_CONNECT_ERROR
+            return "tunnels_idle"
+        except (_Gone, GwtError):
+            # Who ends its side, and then reads no more, has closed: what it sent arrives.
+            with suppress(_Gone, _Broken, _Idle):
+                self._up.join(timeout=self._patience if self.stream.is_readable else None)
+            return None if self._up_done else "tunnels_reset"
+        finally:
+            self._timer.close()
+            self._up.kill(block=False)
+            self.stream.abort(broken)
+            if not self._up_done or broken == codes.H3_CONNECT_ERROR:
+                # RFC 9114 4.4: what was given up on one side is a RST on the other.
+                self.sock.setsockopt(_stdlib_socket.SOL_SOCKET, _stdlib_socket.SO_LINGER, _RESET)
+            self.sock.close()
+        return None
+
+    def _carry_down(self) -> None:
+        """From the target to the client, in the greenlet of run()."""
+        while True:
+            try:
+                data = self.sock.recv(_PIECE)
+            except OSError as exc:
+                raise _Broken from exc
+            if not data:
+                self.stream.finish()
+                return
+            self.received += len(data)
+            self.stream.write(data)
+
+    def _carry_up(self) -> None:
+        """From the client to the target."""
+        try:
+            while data := self.stream.read(_PIECE):
+                view = memoryview(data)
+                while view:
+                    sent = self.sock.send(view)
+                    self.sent += sent
+                    view = view[sent:]
+            self.sock.shutdown(_stdlib_socket.SHUT_WR)
+            self._up_done = True
+        except GwtError:
+            self._main.kill(_Gone, block=False)
+        except OSError:
+            self._main.kill(_Broken, block=False)
+
+    def _stream_ended(self, _: object) -> None:
+        """Quiet zone: nothing more can go either way, though the target may be silent."""
+        if not self._finishing:
+            self._main.kill(_Gone, block=False)
+
+    def _check_idle(self) -> None:
+        """In the hub: see whether anything has moved since the last time."""
+        stream = self.stream
+        unacknowledged = stream.stats()["bytes_unacknowledged"]
+        moved = (stream.bytes_sent, stream.bytes_received, self.sent, self.received, unacknowledged)
+        at = now()
+        if moved != self._moved:
+            self._moved, self._moved_at = moved, at
+        elif at - self._moved_at >= self._idle_timeout:
+            self._main.kill(_Idle, block=False)
+            return
+        self._timer.arm(at + self._idle_timeout / 4)
