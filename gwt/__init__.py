@@ -19,6 +19,7 @@ if TYPE_CHECKING:
         ReconnectingClient,
         WebTransportBrowser,
         WebTransportClient,
+        WebTransportProxy,
         connect,
         create_connection,
     )
@@ -90,6 +91,7 @@ _HOMES = {
         "ReconnectingClient",
         "WebTransportBrowser",
         "WebTransportClient",
+        "WebTransportProxy",
         "connect",
         "create_connection",
     ],
@@ -209,6 +211,7 @@ __all__ = [
     "WebTransportBrowser",
     "WebTransportClient",
     "WebTransportConnection",
+    "WebTransportProxy",
     "WebTransportReceiveStream",
     "WebTransportSendStream",
     "WebTransportSession",

@@ -88,9 +88,9 @@ class WebTransportConnection(Lifetime):
         ) = None
 
         # Answers a request for a tunnel; on a server that takes them only.
-        self.on_tunnel: (
-            Callable[[WebTransportConnection, events.TunnelRequested], None] | None
-        ) = None
+        self.on_tunnel: Callable[[WebTransportConnection, events.TunnelRequested], None] | None = (
+            None
+        )
 
         # Told when the handshake is completed; on a server only.
         self.on_connected: Callable[[WebTransportConnection], object] | None = None

@@ -12,6 +12,7 @@ from .connecting import connect
 from .legacy import create_connection
 from .reconnecting import ConnectionEvent, ReconnectingClient
 from .stats import ClientStats
+from .tunnel import WebTransportProxy
 
 __all__ = [
     "ClientStats",
@@ -19,6 +20,7 @@ __all__ = [
     "ReconnectingClient",
     "WebTransportBrowser",
     "WebTransportClient",
+    "WebTransportProxy",
     "connect",
     "create_connection",
 ]

@@ -86,9 +86,11 @@ def next_start(started: float, delay: float, *, answered: bool, failed: bool) ->
     return started if failed else started + (2 * delay if answered else delay)
 
 
-def dial(target: Target, config: ClientConfig, progress: Progress) -> WebTransportConnection:
+def dial(
+    target: Target, config: ClientConfig, progress: Progress, *, sessions: bool = True
+) -> WebTransportConnection:
     """
-    Return a connection that is ready for sessions.
+    Return a connection that is ready for sessions; or for requests, unless `sessions` are wanted.
 
     Waits for a handshake slot, the resolver, a handshake, and the server's settings, within one
     deadline. Only silence and refusal make the next address be tried: once a server has answered,
@@ -107,7 +109,7 @@ def dial(target: Target, config: ClientConfig, progress: Progress) -> WebTranspo
         progress.stage = f"resolving {target.host!r}"
         addresses = in_order(hub.names.resolve(target, progress.deadline))
         try:
-            return _Race(target, config, progress, hub).run(addresses)
+            return _Race(target, config, progress, hub, sessions).run(addresses)
         except (HandshakeError, TimeoutError):
             hub.names.forget(target)
             raise
@@ -130,8 +132,14 @@ class _Race:
     """The attempts of one dial()."""
 
     def __init__(
-        self, target: Target, config: ClientConfig, progress: Progress, hub: ClientHub
+        self,
+        target: Target,
+        config: ClientConfig,
+        progress: Progress,
+        hub: ClientHub,
+        sessions: bool = True,
     ) -> None:
+        self.sessions = sessions
         self.target = target
         self.config = config
         self.progress = progress
@@ -273,7 +281,7 @@ class _Race:
             connection.wait_change(self.progress.deadline)
         if connection.closed is not None:
             raise _failure(connection, where, self.target.host)
-        missing = connection.protocol.missing_requirement()
+        missing = connection.protocol.missing_requirement() if self.sessions else None
         if missing is not None:
             connection.close(codes.WT_REQUIREMENTS_NOT_MET, "WebTransport is not supported")
             raise RequirementsNotMet(missing)
