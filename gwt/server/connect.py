@@ -185,12 +185,11 @@ class ConnectProxy:
         deadline = Deadline(self._config.connect_timeout)
         try:
             with gevent.Timeout(deadline.remaining(), TimeoutError):
-                found = gevent.socket.getaddrinfo(host, port, type=_stdlib_socket.SOCK_STREAM)
+                places = lookup(host, port)
         except TimeoutError:
             raise _Refusal(504, "dns_timeout") from None
         except (OSError, UnicodeError):
             raise _Refusal(502, "dns_error") from None
-        places = dict.fromkeys((family, address) for family, *_, address in found)
         allowed = [place for place in places if self.targets.reaches(host, port, str(place[1][0]))][
             :_MOST_ADDRESSES
         ]
@@ -221,6 +220,12 @@ class ConnectProxy:
                 sock.close()
                 raise
         raise refusal
+
+
+def lookup(host: str, port: int) -> list[tuple[int, Any]]:
+    """Return the (family, address) pairs of a host; waits for gevent's resolver."""
+    found = gevent.socket.getaddrinfo(host, port, type=_stdlib_socket.SOCK_STREAM)
+    return list(dict.fromkeys((int(family), address) for family, *_, address in found))
 
 
 def _reject(tunnel: Tunnel, status: int, error: str) -> None:

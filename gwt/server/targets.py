@@ -157,6 +157,6 @@ def _parse(entry: str) -> _Entry:
         raise wrong("an IPv6 address needs brackets")
     name = host.rstrip(".")
     bare = name.removeprefix("*.")
-    if name != "*" and (not bare or "*" in bare):
+    if host != "*" and (not bare or "*" in bare):
         raise wrong('"*" stands for all names, or in front of a name: "*.example.com"')
     return _Entry(name, None, port)

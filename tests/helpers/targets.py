@@ -48,6 +48,13 @@ def proxying(*targets: str, app: Any = None, **options: Any) -> Iterator[gwt.Ser
 
 
 @contextmanager
+def reaching(*targets: str, **options: Any) -> Iterator[tuple[gwt.Server, gwt.WebTransportProxy]]:
+    """Serve tunnels to these targets, and reach them."""
+    with proxying(*targets, **options) as server, through(server) as proxy:
+        yield server, proxy
+
+
+@contextmanager
 def through(server: gwt.Server, **options: Any) -> Iterator[gwt.WebTransportProxy]:
     """Reach a server's tunnels."""
     options.setdefault("server_certificate_hashes", [server.certificate_hash])
