@@ -10,7 +10,14 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from .errors import GwtError, HandshakeError, SessionRejected, anew
+from .errors import (
+    GwtError,
+    HandshakeError,
+    SessionRejected,
+    StreamReset,
+    StreamStopped,
+    anew,
+)
 from .net.waiting import Deadline, Signal
 from .protocol import codes, events
 from .protocol.requests import decode_headers
@@ -21,6 +28,37 @@ if TYPE_CHECKING:
     from .connection import WebTransportConnection
 
 __all__ = ["Tunnel"]
+
+
+# What HTTP/3's codes (RFC 9114 8.1) mean for a tunnel, of those that its other end sends.
+_MEANINGS = {
+    codes.H3_NO_ERROR: "there was no error",
+    codes.H3_REQUEST_REJECTED: "the proxy had not begun with it",
+    codes.H3_REQUEST_CANCELLED: "it was given up",
+    codes.H3_CONNECT_ERROR: "its TCP connection broke, or was silent for too long",
+}
+
+
+class _TunnelStream(WebTransportStream):
+    """A stream whose errors say what HTTP/3's codes mean."""
+
+    def __init__(self, tunnel: Tunnel) -> None:
+        super().__init__(tunnel, tunnel.stream_id)  # type: ignore[arg-type]
+        self._target = tunnel.target
+
+    def feed_reset(self, code: int | None, reliable: int = 0) -> None:
+        super().feed_reset(code, reliable)
+        self._explain(self._read_error, code)
+
+    def feed_stopped(self, code: int | None) -> None:
+        super().feed_stopped(code)
+        self._explain(self._write_error, code)
+
+    def _explain(self, error: GwtError | None, code: int | None) -> None:
+        if isinstance(error, (StreamReset, StreamStopped)) and error.code == code is not None:
+            what = "was reset" if isinstance(error, StreamReset) else "takes nothing any more"
+            meaning = f": {_MEANINGS[code]}" if code in _MEANINGS else ""
+            error.args = (f"The tunnel to {self._target} {what}, with code {code:#x}{meaning}.",)
 
 
 class Tunnel:
@@ -47,7 +85,7 @@ class Tunnel:
         self.accepted = False
         self._error: GwtError | None = None
         self._changed = Signal()
-        self.stream = WebTransportStream(self, stream_id)  # type: ignore[arg-type]
+        self.stream: WebTransportStream = _TunnelStream(self)
         connection.add_tunnel(self)
         self.stream.on_end(self._over)
 

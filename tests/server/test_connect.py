@@ -196,7 +196,11 @@ def test_a_target_that_resets_is_a_connect_error():
         with pytest.raises(gwt.StreamReset) as caught:
             stream.read(timeout=5)
         assert caught.value.code == codes.H3_CONNECT_ERROR
-        with pytest.raises(gwt.StreamError):
+        assert str(caught.value) == (
+            f"The tunnel to {target} was reset, with code 0x10f: "
+            "its TCP connection broke, or was silent for too long."
+        )
+        with pytest.raises(gwt.StreamStopped, match="takes nothing any more, with code 0x10f"):
             while True:
                 stream.write(b"more", timeout=5)
                 gevent.sleep(0.01)
