@@ -104,6 +104,12 @@ class Tunnel:
     def _over(self, _: object) -> None:
         self.connection.forget_tunnel(self.stream_id)
 
+    def cancel(self) -> None:
+        """Give up both ways, whether it was answered or not. Does not wait."""
+        self.connection.protocol.cancel_tunnel(self.stream_id)
+        self.feed_refused(None, codes.H3_REQUEST_CANCELLED, [])
+        self.connection.flush_soon()
+
     # Server
 
     def accept(self) -> bool:
@@ -127,9 +133,7 @@ class Tunnel:
                 self._changed.wait(deadline)
         except BaseException:
             # Timed out, or killed: nobody will ever use it.
-            self.connection.protocol.cancel_tunnel(self.stream_id)
-            self.feed_refused(None, codes.H3_REQUEST_CANCELLED, [])
-            self.connection.flush_soon()
+            self.cancel()
             raise
         if not self.accepted:
             assert self._error is not None

@@ -111,8 +111,9 @@ class WebTransportProxy:
                 target_url=target_url,
             ) from exc
         except (GwtError, OSError) as exc:
+            why = "The proxy client was closed meanwhile." if self._is_closed else exc
             raise ClientError(
-                f"No tunnel to {shown} through the proxy {self._proxy.authority}: {exc}",
+                f"No tunnel to {shown} through the proxy {self._proxy.authority}: {why}",
                 target_url=target_url,
             ) from exc
         if self._is_closed:
@@ -218,7 +219,10 @@ class WebTransportProxy:
             # Interrupted: nobody else would end them.
             closers.kill(block=False)
             for tunnel in list(self._tunnels):
-                tunnel.stream.abort()
+                if tunnel.accepted:
+                    tunnel.stream.abort()
+                else:
+                    tunnel.cancel()
             if self._connection is not None:
                 self._connection.close()
 

@@ -146,9 +146,7 @@ class ConnectProxy:
             if sock is not None:
                 sock.close()
             if not tunnel.stream.is_closed:
-                tunnel.connection.protocol.cancel_tunnel(tunnel.stream_id)
-                tunnel.feed_refused(None, codes.H3_REQUEST_CANCELLED, [])
-                tunnel.connection.flush_soon()
+                tunnel.cancel()
 
     def _admitted(self, tunnel: Tunnel, event: TunnelRequested) -> bool:
         """Ask the middleware, which may want a password, and then the list of targets."""
