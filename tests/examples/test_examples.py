@@ -186,6 +186,15 @@ def test_async_application():
     ]
 
 
+def test_tunnel():
+    assert run("tunnel.py") == [
+        "HTTP/1.1 200 OK",
+        "hello from the inside",
+        "403 gwt; error=http_request_denied",
+        "407 Basic",
+    ]
+
+
 def test_dns_server():
     with start("dns_server.py", "127.0.0.1:0") as server:
         try:
