@@ -187,7 +187,8 @@ class WebTransportConnection(Lifetime):
             **self.protocol.counters,
             **self.counters,
             "sessions": len(self._sessions),
-            "webtransport_streams": len(self._streams),
+            "webtransport_streams": len(self._streams) - len(self._tunnels),
+            "tunnels": len(self._tunnels),
         }
 
     def on_end(self, callback: Callable[[Any], None]) -> None:

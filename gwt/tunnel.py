@@ -83,6 +83,8 @@ class Tunnel:
 
         # Whether the answer was 2xx, and why there is no tunnel (any more).
         self.accepted = False
+        # Whether the proxy did not even begin with the request: another connection may take it.
+        self.unprocessed = False
         self._error: GwtError | None = None
         self._changed = Signal()
         self.stream: WebTransportStream = _TunnelStream(self)
@@ -149,6 +151,7 @@ class Tunnel:
 
     def feed_refused(self, status: int | None, code: int | None, headers: events.Headers) -> None:
         """There is no tunnel."""
+        self.unprocessed = code == codes.H3_REQUEST_REJECTED
         self.feed_ended(refusal(self.target, status, code, headers))
 
     def feed_ended(self, error: GwtError) -> None:

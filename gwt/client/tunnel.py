@@ -39,6 +39,10 @@ __all__ = ["WebTransportProxy"]
 _SCHEMES = {"tcp": 0, "https": 443, "http": 80, "wss": 443, "ws": 80}
 
 
+class _Unprocessed(Exception):
+    """The proxy has not begun with a request (H3_REQUEST_REJECTED)."""
+
+
 class WebTransportProxy:
     """
     An HTTP/3 proxy, "https://host:port"; connect_through_proxy() opens tunnels through it.
@@ -50,7 +54,9 @@ class WebTransportProxy:
     def __init__(self, proxy_url: str, *, config: ClientConfig | None = None) -> None:
         self._proxy = parse_url(proxy_url, name="proxy_url", users=True)
         self._config = config or ClientConfig()
+        # The one that takes new tunnels, and those that still have some.
         self._connection: WebTransportConnection | None = None
+        self._connections: set[WebTransportConnection] = set()
         # Who makes the connection, while the others wait for it.
         self._dialling = BoundedSemaphore(1)
         self._tunnels: set[Tunnel] = set()
@@ -154,6 +160,13 @@ class WebTransportProxy:
                     raise HandshakeError(
                         f"The connection ended before the proxy answered: {exc}", stage="http3"
                     ) from exc
+            except _Unprocessed as exc:
+                # RFC 9114 5.2: a proxy that lets a connection run out takes nothing new on it.
+                if fresh or self._is_closed:
+                    assert exc.__cause__ is not None
+                    raise exc.__cause__ from None
+                if self._connection is connection:
+                    self._connection = None
 
     def _connected(self, progress: Progress) -> tuple[WebTransportConnection, bool]:
         """Return the connection, and whether it was made just now."""
@@ -170,6 +183,8 @@ class WebTransportProxy:
             if self._is_closed:
                 connection.close()
             self._connection = connection
+            self._connections.add(connection)
+            connection.on_end(self._connections.discard)
             # What is not used is not kept alive for long.
             connection.unused_timeout = self._config.idle_timeout
             connection.note_unused()
@@ -199,7 +214,12 @@ class WebTransportProxy:
         self._tunnels.add(tunnel)
         tunnel.stream.on_end(lambda _: self._tunnels.discard(tunnel))
         connection.flush_soon()
-        tunnel.wait_ready(progress.deadline)
+        try:
+            tunnel.wait_ready(progress.deadline)
+        except HandshakeError as exc:
+            if tunnel.unprocessed:
+                raise _Unprocessed from exc
+            raise
         return tunnel.stream
 
     def close(self) -> None:
@@ -223,8 +243,8 @@ class WebTransportProxy:
                     tunnel.stream.abort()
                 else:
                     tunnel.cancel()
-            if self._connection is not None:
-                self._connection.close()
+            for connection in list(self._connections):
+                connection.close()
 
     def __enter__(self) -> Self:
         return self

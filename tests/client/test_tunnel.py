@@ -168,6 +168,29 @@ def test_a_connection_that_is_gone_is_made_anew(target):
         assert echoes(proxy, target)
 
 
+def test_a_proxy_that_lets_a_connection_run_out_is_asked_on_another(answers, target):
+    asked = []
+
+    def take_one_each(connection, event):
+        asked.append(connection)
+        if asked.count(connection) > 1:
+            connection.protocol.cancel_tunnel(event.stream_id, codes.H3_REQUEST_REJECTED)
+        else:
+            connection.protocol.accept_tunnel(event.stream_id)
+        connection.flush_soon()
+
+    answers.function = take_one_each
+    with reaching(target) as (server, proxy):
+        first = proxy.connect_through_proxy(target)
+        second = proxy.connect_through_proxy(target)
+        # What runs on the first one goes on.
+        assert first.session.connection is not second.session.connection
+        assert not first.is_closed
+        assert server.connections.get_stats()["total_created"] == 2
+        proxy.close()
+        assert first.session.connection.is_closed and second.session.connection.is_closed
+
+
 def test_an_unused_connection_does_not_stay_for_ever(target):
     with proxying(target) as server, through(server, idle_timeout=0.5) as proxy:
         assert echoes(proxy, target)

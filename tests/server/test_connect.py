@@ -429,6 +429,23 @@ def test_a_request_that_is_taken_back_ends_the_connect(silence):
         assert server.stats()["tunnels_cancelled"] == 1
 
 
+def test_a_request_that_is_taken_back_at_once_leaves_nothing(target, monkeypatch):
+    requested = connect.ConnectProxy.requested
+
+    def taken_back(self, connection, event):
+        requested(self, connection, event)
+        # Before the greenlet of the request has had its turn.
+        connection.protocol.quic_stream_reset(event.stream_id, codes.H3_REQUEST_CANCELLED)
+        connection.pump()
+
+    monkeypatch.setattr(connect.ConnectProxy, "requested", taken_back)
+    with reaching(target) as (server, proxy):
+        with pytest.raises(gwt.ClientError, match="was reset with code 0x10c"):
+            proxy.connect_through_proxy(target)
+        at_rest(server)
+        assert "tunnels_opened" not in server.stats()
+
+
 def test_no_more_than_max_tunnels(target):
     with reaching(target, max_tunnels=2) as (server, proxy):
         first, _ = [proxy.connect_through_proxy(target) for _ in range(2)]
