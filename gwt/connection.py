@@ -382,7 +382,8 @@ class WebTransportConnection(Lifetime):
     def _close_if_unused(self) -> None:
         # webtrans-http3-16 6: our close of the session has been acknowledged, so the
         # connection's cannot overtake it. A client's connection is there for its sessions.
-        if self.is_client and not self.protocol.sessions and self.closed is None:
+        used = self.protocol.sessions or self._tunnels
+        if self.is_client and not used and self.closed is None:
             self.protocol.close(codes.H3_NO_ERROR)
             self._dispatch_all(self.protocol.next_events())
 

@@ -8,7 +8,7 @@ peer can fill, and the bound of each part:
 - streams before their session: `max_pending_streams`, each within its initial window, for
   `pending_timeout`; datagrams before their session: `max_pending_datagrams`;
 - requests before SETTINGS (`_held`): `max_sessions_per_connection`, each within its initial window;
-- ignored streams: limited by credit;
+- ignored streams, and tunnels: limited by credit, each within its window;
 - accounts of sessions that nobody has asked for (`_early_accounts`): limited by credit.
 """
 

@@ -105,7 +105,7 @@ class ConnectProxy:
         self._peers.hold(tunnel.stream, connection.remote_address)
         greenlet = Greenlet(self._serve, tunnel, event)
         greenlet.name = f"gwt-tunnel {tunnel.target[:64]}"
-        greenlet.link(lambda _: self._tunnels.discard(tunnel))
+        greenlet.rawlink(lambda _: self._tunnels.discard(tunnel))
         # Who takes the request back, or is gone, is not connected for.
         tunnel.stream.on_end(
             lambda _: None if tunnel.accepted else greenlet.kill(_Gone, block=False)

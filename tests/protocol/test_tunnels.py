@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from gwt.config import MIB, ClientConfig, ServerConfig
-from gwt.protocol import codes, events
+from gwt.protocol import codes, events, requests
 from gwt.protocol.capsules import encode_varint
 from gwt.protocol.records import NO_SESSION
 from gwt.protocol.webtransport import WebTransport
@@ -522,6 +524,46 @@ def test_streams_and_datagrams_that_name_a_tunnel_find_no_session():
     peer.send(stream_id, frame(DATA, b"here"))
     assert peer.end.data(stream_id) == b"here"
     assert peer.close_code is None
+
+
+FRAMES = st.one_of(
+    st.binary(max_size=60),
+    st.builds(frame, st.sampled_from([DATA, DATA, DATA, 0x40, 0x21, 0x1]), st.binary(max_size=90)),
+)
+
+
+@given(pieces=st.lists(FRAMES, max_size=12), cut=st.integers(1, 40), ended=st.booleans())
+@settings(max_examples=80)
+def test_whatever_comes_is_data_or_the_end_of_the_connection(pieces, cut, ended):
+    peer, stream_id = opened()
+    wire = b"".join(pieces)
+    for position in range(0, len(wire), cut):
+        peer.send(stream_id, wire[position : position + cut], run=False)
+        peer.run(0.01)
+        if peer.close_code is not None:
+            break
+    if peer.close_code is None and ended:
+        peer.send(stream_id, b"", True)
+    if peer.close_code is None:
+        stream = peer.protocol.streams.get(stream_id)
+        assert stream is not None
+        assert stream.unread == len(peer.end.data(stream_id))
+        assert stream.receive_done is ended
+    else:
+        assert 0x100 <= peer.close_code <= 0x110 or peer.close_code == 0x200
+        assert not peer.protocol.streams
+
+
+def test_what_asks_for_a_tunnel_is_looked_at_whatever_it_is():
+    @given(authority=st.one_of(st.binary(max_size=300), st.from_regex(rb"[a-z\[\]:.%@]*:[0-9]*")))
+    def check(authority):
+        found = requests.parse_tunnel([ASK[0], (b":authority", authority)])
+        if not isinstance(found, str):
+            host, port = found
+            assert 0 < port < 65536 and host and host.isascii()
+            assert not set(host) & set("/@%[] \\\n\r\0#?")
+
+    check()
 
 
 # What proxies answer

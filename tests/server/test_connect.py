@@ -357,6 +357,22 @@ def test_localhost_by_its_name(target):
         assert echoes(proxy, f"LOCALHOST:{port}")
 
 
+@pytest.mark.parametrize(
+    "host",
+    ["127.1", "2130706433", "0x7f.1", "0177.0.0.1", "0", "[::1]", "[::ffff:7f00:1]", "[::]"],
+)
+def test_spellings_of_this_machine_are_not_public(target, host):
+    port = target.rpartition(":")[2]
+    with reaching("*:*") as (server, proxy):
+        tunnel = None
+        with pytest.raises(gwt.ClientError) as caught:
+            tunnel = proxy.connect_through_proxy(f"{host}:{port}")
+        assert tunnel is None
+        # Where the resolver does not take it for an address, it is a name that nobody knows.
+        assert caught.value.__cause__.status in (403, 502)
+        assert "tunnels_opened" not in server.stats()
+
+
 def test_a_name_that_nobody_knows(monkeypatch):
     def fail(*_, **__):
         raise _stdlib_socket.gaierror(_stdlib_socket.EAI_NONAME, "not known")

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 import gwt
 from gwt.server.targets import Targets
@@ -129,3 +131,15 @@ def test_targets_are_a_list_of_texts(value):
     with pytest.raises(gwt.ConfigError) as caught:
         gwt.ServerConfig(connect_targets=value)
     assert caught.value.field == "connect_targets"
+
+
+ADDRESSES = st.one_of(
+    st.ip_addresses().map(str), st.from_regex(r"[0-9a-fx.:%]{0,40}"), st.text(max_size=40)
+)
+
+
+@given(host=ADDRESSES, address=ADDRESSES, port=st.integers(1, 65535))
+def test_nothing_raises_and_more_entries_let_more_through(host, address, port):
+    some, more = Targets(["*:*"]), Targets(["*:*", "0.0.0.0/0:*"])
+    assert not some.asked(host, port) or more.asked(host, port)
+    assert not some.reaches(host, port, address) or more.reaches(host, port, address)
