@@ -16,6 +16,9 @@ from .records import NO_SESSION, Stream, Tunnel
 
 __all__ = ["Tunnels"]
 
+# More than any stream has.
+_EVERYTHING = 1 << 62
+
 
 class Tunnels(Incoming):
     """The tunnels of one connection."""
@@ -49,6 +52,11 @@ class Tunnels(Incoming):
         tunnel = self._tunnel(stream_id)
         if tunnel is not None:
             self._abandon(tunnel, code)
+
+    def keep_written(self, stream_id: int) -> None:
+        """Let a reset come behind what was written so far, where the peer takes such resets."""
+        if self._tunnel(stream_id) is not None:
+            self.quic.keep(stream_id, _EVERYTHING)
 
     # Calls from above, server
 

@@ -9,6 +9,7 @@ whatever breaks breaks the other side.
 
 from __future__ import annotations
 
+import errno
 import logging
 import socket as _stdlib_socket
 import struct
@@ -121,8 +122,8 @@ class ConnectProxy:
             try:
                 sock = self._connect(event.host, event.port)
             except _Refusal as exc:
-                forbidden = exc.status == 403
-                self._counters["tunnels_rejected" if forbidden else "tunnels_failed"] += 1
+                counted = {403: "tunnels_rejected", 503: "tunnels_refused"}
+                self._counters[counted.get(exc.status, "tunnels_failed")] += 1
                 _reject(tunnel, exc.status, exc.error)
                 return
             if not tunnel.accept():
@@ -165,7 +166,12 @@ class ConnectProxy:
             self._app.admit(request)
         except Reject as exc:
             self._counters["tunnels_rejected"] += 1
-            tunnel.reject(exc.status, encode_headers(exc.headers), exc.body)
+            try:
+                headers = encode_headers(exc.headers)
+            except (ValueError, TypeError, AttributeError):
+                logger.exception("A Reject had headers that cannot be sent.")
+                headers = []
+            tunnel.reject(exc.status, headers, exc.body)
             return False
         except (Exception, SystemExit, gevent.Timeout):
             # Boundary to user code: middleware.
@@ -197,26 +203,16 @@ class ConnectProxy:
         for left, (family, address) in zip(range(len(allowed), 0, -1), allowed, strict=True):
             # A silent address leaves the others their share of the time.
             share = (deadline.remaining() or 0.0) / left
-            sock = gevent.socket.socket(family, _stdlib_socket.SOCK_STREAM)
             try:
-                sock.settimeout(max(share, 0.001))
-                sock.connect(address)
-                sock.settimeout(None)
-                sock.setsockopt(_stdlib_socket.IPPROTO_TCP, _stdlib_socket.TCP_NODELAY, 1)
-                sock.setsockopt(_stdlib_socket.SOL_SOCKET, _stdlib_socket.SO_KEEPALIVE, 1)
-                return sock
+                return connected(family, address, max(share, 0.001))
             except TimeoutError:
-                sock.close()
                 refusal = _Refusal(504, "connection_timeout")
             except ConnectionRefusedError:
-                sock.close()
                 refusal = _Refusal(502, "connection_refused")
-            except OSError:
-                sock.close()
+            except OSError as exc:
+                if exc.errno in (errno.EMFILE, errno.ENFILE):
+                    raise _Refusal(503, "connection_limit_reached") from exc
                 refusal = _Refusal(502, "destination_unavailable")
-            except BaseException:
-                sock.close()
-                raise
         raise refusal
 
 
@@ -224,6 +220,21 @@ def lookup(host: str, port: int) -> list[tuple[int, Any]]:
     """Return the (family, address) pairs of a host; waits for gevent's resolver."""
     found = gevent.socket.getaddrinfo(host, port, type=_stdlib_socket.SOCK_STREAM)
     return list(dict.fromkeys((int(family), address) for family, *_, address in found))
+
+
+def connected(family: int, address: Any, timeout: float) -> Any:
+    """Return a socket that is connected to an address; raises OSError, TimeoutError."""
+    sock = gevent.socket.socket(family, _stdlib_socket.SOCK_STREAM)
+    try:
+        sock.settimeout(timeout)
+        sock.connect(address)
+        sock.settimeout(None)
+        sock.setsockopt(_stdlib_socket.IPPROTO_TCP, _stdlib_socket.TCP_NODELAY, 1)
+        sock.setsockopt(_stdlib_socket.SOL_SOCKET, _stdlib_socket.SO_KEEPALIVE, 1)
+    except BaseException:
+        sock.close()
+        raise
+    return sock
 
 
 def _reject(tunnel: Tunnel, status: int, error: str) -> None:
@@ -243,10 +254,10 @@ class _Relay:
         self._moved: tuple[int, ...] = ()
         self._moved_at = now()
         self._timer = Timer(self._check_idle)
-        # The greenlet that carries down, and the one that carries up; whether that is done.
+        # The greenlet that carries down, and the one that carries up; whether they are done.
         self._main: Any = gevent.getcurrent()
         self._up: Any = None
-        self._up_done = self._finishing = False
+        self._down_done = self._up_done = self._finishing = False
 
     def run(self) -> str | None:
         """Carry until the end; returns what to count if it was not a good one."""
@@ -256,11 +267,19 @@ class _Relay:
         broken = codes.H3_REQUEST_CANCELLED
         try:
             self._carry_down()
+            self._down_done = True
             self._up.join()
             self._finishing = True
             self.stream.wait_over(Deadline(None))
         except _Broken:
             broken = codes.H3_CONNECT_ERROR
+            # What the target said before is the client's: all of it, if it came to its end.
+            if self._down_done:
+                self.stream.stop(broken)
+                with suppress(_Gone, _Idle, GwtError):
+                    self.stream.wait_over(Deadline(None))
+            else:
+                self.stream.session.connection.protocol.keep_written(self.stream.id)
             return "tunnels_broken"
         except _Idle:
             broken = codes.H3_CONNECT_ERROR

@@ -48,9 +48,11 @@ def proxying(*targets: str, app: Any = None, **options: Any) -> Iterator[gwt.Ser
 
 
 @contextmanager
-def reaching(*targets: str, **options: Any) -> Iterator[tuple[gwt.Server, gwt.WebTransportProxy]]:
-    """Serve tunnels to these targets, and reach them."""
-    with proxying(*targets, **options) as server, through(server) as proxy:
+def reaching(
+    *targets: str, client: dict[str, Any] | None = None, **options: Any
+) -> Iterator[tuple[gwt.Server, gwt.WebTransportProxy]]:
+    """Serve tunnels to these targets, and reach them; `client` has the client's options."""
+    with proxying(*targets, **options) as server, through(server, **(client or {})) as proxy:
         yield server, proxy
 
 

@@ -200,6 +200,25 @@ def test_codes_are_those_of_http3():
     assert told(made.server, events.StreamStopped, other)[0].code == codes.H3_NO_ERROR
 
 
+@pytest.mark.parametrize("loss", [0.0, 0.2])
+def test_a_reset_may_come_behind_what_was_written(loss):
+    made = pair(loss=loss, seed=3)
+    stream_id = tunnel(made)
+    for piece in (b"x" * 5000, b"y" * 7000):
+        made.server.protocol.send_stream(stream_id, piece)
+    made.server.protocol.keep_written(stream_id)
+    made.server.protocol.reset_stream(stream_id, codes.H3_CONNECT_ERROR)
+    made.run(10)
+    assert made.client.data(stream_id) == b"x" * 5000 + b"y" * 7000
+    reset = made.client.last(events.StreamReset)
+    assert (reset.code, reset.reliable) == (codes.H3_CONNECT_ERROR, 12_000)
+    made.client.protocol.consumed(stream_id, 12_000)
+    for end in made.ends():
+        end.protocol.cancel_tunnel(stream_id)
+    made.run(10)
+    assert not leftovers(made.client.protocol) and not leftovers(made.server.protocol)
+
+
 def test_a_cancelled_tunnel_leaves_nothing():
     made = pair()
     stream_id = tunnel(made)

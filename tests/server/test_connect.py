@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import logging
 import socket as _stdlib_socket
 import struct
@@ -204,6 +205,59 @@ def test_a_target_that_resets_is_a_connect_error():
             while True:
                 stream.write(b"more", timeout=5)
                 gevent.sleep(0.01)
+        at_rest(server)
+        assert server.stats()["tunnels_broken"] == 1
+
+
+def test_what_a_target_said_before_it_reset_can_be_read():
+    # As a web server does that refuses an upload.
+    go = Event()
+
+    def refuse(sock):
+        sock.recv(1)
+        sock.sendall(b"413 too much")
+        go.wait(5)
+        sock.setsockopt(_stdlib_socket.SOL_SOCKET, _stdlib_socket.SO_LINGER, RESET)
+        sock.close()
+
+    with service(refuse) as target, reaching(target) as (server, proxy):
+        stream = proxy.connect_through_proxy(target)
+        stream.write(b"an upload")
+        eventually(lambda: stream.stats()["bytes_received"] == len(b"413 too much"))
+        go.set()
+        at_rest(server)
+        with pytest.raises(gwt.StreamStopped):
+            while True:
+                stream.write(b"more", timeout=5)
+                gevent.sleep(0.01)
+        assert stream.readexactly(12, timeout=5) == b"413 too much"
+        with pytest.raises(gwt.StreamReset):
+            stream.read(timeout=5)
+        assert stream.is_closed
+
+
+def test_what_a_target_said_up_to_its_end_arrives_whatever_becomes_of_the_other_way():
+    go = Event()
+
+    def answer_and_leave(sock):
+        sock.sendall(LARGE[:200_000])
+        sock.shutdown(_stdlib_socket.SHUT_WR)
+        go.wait(5)
+        # With what it has not read, that is a reset.
+        sock.close()
+
+    window = {"initial_stream_window": 16384, "stream_window": 16384}
+    with service(answer_and_leave) as target, reaching(target, client=window) as (server, proxy):
+        stream = proxy.connect_through_proxy(target)
+        stream.write(b"unread")
+        (tunnel,) = server._proxy._tunnels
+        eventually(lambda: tunnel.stream.bytes_sent == 200_000)
+        go.set()
+        with pytest.raises(gwt.StreamStopped):
+            while True:
+                stream.write(b"more", timeout=5)
+                gevent.sleep(0.01)
+        assert stream.read_all(timeout=5) == LARGE[:200_000]
         at_rest(server)
         assert server.stats()["tunnels_broken"] == 1
 
@@ -434,6 +488,16 @@ def test_a_silent_address_leaves_time_for_the_next(silence, target, monkeypatch)
     monkeypatch.setattr(connect, "lookup", lambda *_: found)
     with reaching("*:80", "127.0.0.1:80", connect_timeout=0.6) as (_, proxy):
         assert echoes(proxy, "two.test:80")
+
+
+def test_a_server_out_of_descriptors_says_so(target, monkeypatch):
+    def fail(*_):
+        raise OSError(errno.EMFILE, "Too many open files")
+
+    monkeypatch.setattr(connect, "connected", fail)
+    with reaching(target) as (server, proxy):
+        assert refused(proxy, target).status == 503
+        assert server.stats()["tunnels_refused"] == 1
 
 
 def test_a_request_that_is_taken_back_ends_the_connect(silence):
