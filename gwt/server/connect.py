@@ -47,6 +47,9 @@ _PIECE = 64 * 1024
 # Addresses of a name that are tried.
 _MOST_ADDRESSES = 8
 
+# How often a tunnel is looked at until it counts as idle.
+_IDLE_LOOKS = 4
+
 # SO_LINGER of 0 seconds: closing is a RST.
 _RESET = struct.pack("ii", 1, 0)
 
@@ -251,8 +254,9 @@ class _Relay:
         self.sent = self.received = 0
         self._patience = config.close_timeout
         self._idle_timeout = config.tunnel_idle_timeout
+        # What had moved when it was last looked, and how many looks have found the same.
         self._moved: tuple[int, ...] = ()
-        self._moved_at = now()
+        self._idle_looks = 0
         self._timer = Timer(self._check_idle)
         # The greenlet that carries down, and the one that carries up; whether they are done.
         self._main: Any = gevent.getcurrent()
@@ -338,10 +342,10 @@ class _Relay:
         stream = self.stream
         unacknowledged = stream.stats()["bytes_unacknowledged"]
         moved = (stream.bytes_sent, stream.bytes_received, self.sent, self.received, unacknowledged)
-        at = now()
-        if moved != self._moved:
-            self._moved, self._moved_at = moved, at
-        elif at - self._moved_at >= self._idle_timeout:
+        # Looks are counted, not seconds: a hub that was blocked has not seen what came meanwhile.
+        self._idle_looks = self._idle_looks + 1 if moved == self._moved else 0
+        self._moved = moved
+        if self._idle_looks >= _IDLE_LOOKS:
             self._main.kill(_Idle, block=False)
-            return
-        self._timer.arm(at + self._idle_timeout / 4)
+        else:
+            self._timer.arm(now() + self._idle_timeout / _IDLE_LOOKS)

@@ -119,7 +119,7 @@ def test_a_client_that_does_not_read_stops_the_target():
 
     def pour(sock):
         sock.setsockopt(_stdlib_socket.SOL_SOCKET, _stdlib_socket.SO_SNDBUF, 65536)
-        for _ in range(1024):
+        for _ in range(512):
             sock.sendall(bytes(65536))
             taken.append(65536)
 
@@ -128,7 +128,7 @@ def test_a_client_that_does_not_read_stops_the_target():
         settled(lambda: len(taken))
         # The stream's window and its send buffer, one piece, and what the kernel holds.
         assert 0 < sum(taken) < 16 * 1024 * 1024
-        assert len(stream.read_all(None, timeout=60)) == 64 * 1024 * 1024
+        assert len(stream.read_all(None, timeout=60)) == 32 * 1024 * 1024
 
 
 def test_a_target_that_does_not_read_stops_the_client():
@@ -144,13 +144,13 @@ def test_a_target_that_does_not_read_stops_the_client():
 
     with service(wait) as target, reaching(target) as (_, proxy):
         stream = proxy.connect_through_proxy(target)
-        writer = gevent.spawn(stream.write_all, bytes(64 * 1024 * 1024))
+        writer = gevent.spawn(stream.write_all, bytes(32 * 1024 * 1024))
         settled(lambda: stream.bytes_sent)
         assert not writer.dead
         assert 0 < stream.bytes_sent < 16 * 1024 * 1024
         go.set()
         writer.get(timeout=60)
-        assert size.get(timeout=60) == 64 * 1024 * 1024
+        assert size.get(timeout=60) == 32 * 1024 * 1024
 
 
 def settled(value) -> None:
@@ -324,7 +324,7 @@ def test_silence_ends_a_tunnel(target):
 
 
 def test_one_who_speaks_now_and_then_is_not_idle(target):
-    with reaching(target, tunnel_idle_timeout=0.6) as (server, proxy):
+    with reaching(target, tunnel_idle_timeout=0.8) as (server, proxy):
         stream = proxy.connect_through_proxy(target)
         for _ in range(8):
             stream.write(b"x")
@@ -343,7 +343,7 @@ def test_a_stalled_transfer_is_idle_whichever_side_stalls_it():
     with service(wait) as target, reaching(target, **options) as (server, proxy):
         stream = proxy.connect_through_proxy(target)
         with pytest.raises(gwt.StreamError):
-            stream.write(bytes(64 * 1024 * 1024), timeout=20)
+            stream.write(bytes(32 * 1024 * 1024), timeout=20)
         at_rest(server)
         go.set()
 
