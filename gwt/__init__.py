@@ -14,8 +14,10 @@ from .version import VERSION
 
 if TYPE_CHECKING:
     from .client import (
+        ClientPool,
         ClientStats,
         ConnectionEvent,
+        PooledClient,
         ReconnectingClient,
         WebTransportBrowser,
         WebTransportClient,
@@ -86,8 +88,10 @@ __version__ = VERSION
 
 _HOMES = {
     "client": [
+        "ClientPool",
         "ClientStats",
         "ConnectionEvent",
+        "PooledClient",
         "ReconnectingClient",
         "WebTransportBrowser",
         "WebTransportClient",
@@ -163,6 +167,7 @@ __all__ = [
     "CertificateError",
     "ClientConfig",
     "ClientError",
+    "ClientPool",
     "ClientStats",
     "CloseFrame",
     "Compression",
@@ -180,6 +185,7 @@ __all__ = [
     "LocalProtocolError",
     "MessageTooLarge",
     "PoolExhausted",
+    "PooledClient",
     "ProtocolError",
     "ReconnectingClient",
     "Reject",

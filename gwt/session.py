@@ -114,6 +114,21 @@ class WebTransportSession(OwnStreams):
         return self.state in (SessionState.CONNECTED, SessionState.DRAINING)
 
     @property
+    def is_reusable(self) -> bool:
+        """
+        Whether somebody else may go on with the session as if it were new.
+
+        It is connected, and nobody asked for its end; no stream is open, but for ends that are not
+        acknowledged yet; nothing that came is unread, and no greenlet waits for more.
+        """
+        return (
+            self.state is SessionState.CONNECTED
+            and not (self.incoming or self._datagrams)
+            and not (self._accepting.awaited or self._receiving.awaited or self._credit.awaited)
+            and (not len(self.streams) or all(stream.is_done for stream in self.streams))
+        )
+
+    @property
     def is_closed(self) -> bool:
         """Whether the session has ended."""
         return self.state is SessionState.CLOSED

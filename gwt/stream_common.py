@@ -71,6 +71,9 @@ class StreamHalf:
         # Whether each direction is over: there is none, it ended, or it was given up.
         self._read_over = True
         self._write_over = True
+
+        # Whether our end was written; until it is acknowledged that direction is not over.
+        self._finished = False
         self._reset_sent = self._reset_received = False
 
         self._end_callbacks: list[Callable[[Any], None]] | None = []
@@ -84,6 +87,11 @@ class StreamHalf:
     def is_closed(self) -> bool:
         """Whether both directions are over and nothing is left to be read."""
         return self._end_callbacks is None
+
+    @property
+    def is_done(self) -> bool:
+        """Whether nobody here has anything left to do: read to its end, finished, or given up."""
+        return self._read_over and (self._write_over or self._finished)
 
     @property
     def state(self) -> StreamState:

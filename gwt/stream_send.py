@@ -34,9 +34,6 @@ class WebTransportSendStream(StreamHalf):
     def __init__(self, session: WebTransportSession, stream_id: int) -> None:
         super().__init__(session, stream_id)
         self._write_over = False
-
-        # Whether our end was written; until it is acknowledged the direction is not over.
-        self._finished = False
         self._writable = Signal()
 
         # Whether a greenlet is in the middle of a write that waits for room, and whether its end

@@ -17,7 +17,7 @@ from typing import Any, Self
 from .config import ClientConfig, ServerConfig
 from .errors import WebSocketClosed, WebSocketClosedOK
 from .net.tcp import TcpConnection
-from .net.waiting import Deadline, ReadGuard, native_thread
+from .net.waiting import Deadline, native_thread
 from .protocol.websocket import WebSocketProtocol
 from .protocol.wsevents import Fragment
 from .protocol.wshandshake import Agreement
@@ -52,7 +52,6 @@ class WebSocket(Offers):
 
     __slots__ = (
         "__weakref__",
-        "_reading",
         "_skipping",
         "_thread",
         "_told",
@@ -79,7 +78,6 @@ class WebSocket(Offers):
         self.remote_address = connection.remote_address
         self.local_address = connection.local_address
         self._thread = native_thread()
-        self._reading = ReadGuard("WebSocket")
 
         # Whether receive() has returned None for the end.
         self._told = False

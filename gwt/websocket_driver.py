@@ -18,7 +18,7 @@ from gevent import get_hub
 from .errors import WebSocketClosed
 from .net.tcp import TcpConnection
 from .net.timers import Timer
-from .net.waiting import Signal
+from .net.waiting import ReadGuard, Signal
 from .protocol.websocket import WebSocketProtocol
 from .protocol.wsevents import Closed, Event, Fragment, Message, Ping, Pong
 from .websocket_common import Acknowledgement
@@ -64,6 +64,7 @@ class Driver:
         "_max_queue",
         "_more",
         "_protocol",
+        "_reading",
         "_received",
         "_timer",
         "_unanswered",
@@ -87,12 +88,13 @@ class Driver:
         # When the peer was last heard.
         self._heard = clock()
 
-        # Messages, and fragments, that nobody has received yet; who waits for one, for room to
-        # send, and for the end.
+        # Messages, and fragments, that nobody has received yet; who receives; who waits for one,
+        # for room to send, and for the end.
         self._unread: list[str | bytes | Fragment] | deque[str | bytes | Fragment] = (
             [] if max_queue is not None and max_queue <= _SHORT_QUEUE else deque()
         )
         self._discarded = 0
+        self._reading = ReadGuard("WebSocket")
         self._received = Signal()
         self._writable = Signal()
         self._changed = Signal()

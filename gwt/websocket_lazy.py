@@ -93,6 +93,11 @@ class LazyWebSocket(WebSocket):
         """Whether it was opened; it may have ended since."""
         return self._gone is not None
 
+    @property
+    def is_reusable(self) -> bool:
+        """As that of a WebSocket; before it is accepted there is nothing to go on with."""
+        return self._gone is not None and super().is_reusable
+
     def accept(
         self,
         subprotocol: str | None = None,

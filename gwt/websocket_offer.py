@@ -53,6 +53,21 @@ class Offers(Driver):
         # Messages, and bytes, that were encoded elsewhere and sent.
         self._relayed = self._relayed_bytes = 0
 
+    @property
+    def is_reusable(self) -> bool:
+        """
+        Whether somebody else may go on with the WebSocket as if it were new.
+
+        It is open, nothing of a message is unread or half sent, and no greenlet waits to receive,
+        or to send.
+        """
+        return (
+            self._error is None
+            and self._protocol.state == "open"
+            and not (self._unread or self._reading.busy or self._protocol.receiving)
+            and not (self._fragmenting or self._box or self._writable.awaited)
+        )
+
     def stats(self) -> dict[str, Any]:
         """Return counters of messages and bytes."""
         counts = self._protocol.stats()

@@ -10,13 +10,17 @@ from .browser import WebTransportBrowser
 from .client import WebTransportClient
 from .connecting import connect
 from .legacy import create_connection
+from .pool import ClientPool
+from .pooled import PooledClient
 from .reconnecting import ConnectionEvent, ReconnectingClient
 from .stats import ClientStats
 from .tunnel import WebTransportProxy
 
 __all__ = [
+    "ClientPool",
     "ClientStats",
     "ConnectionEvent",
+    "PooledClient",
     "ReconnectingClient",
     "WebTransportBrowser",
     "WebTransportClient",

@@ -66,6 +66,11 @@ class WebTransportClient:
         """Statistics of all connects so far."""
         return self._stats.to_dict()
 
+    @property
+    def figures(self) -> ClientStats:
+        """The same as an object, which goes on counting."""
+        return self._stats
+
     def connect(
         self, url: str, *, timeout: float | None = CONFIGURED, headers: Headers | None = None
     ) -> Any:
@@ -113,8 +118,13 @@ class WebTransportClient:
         finally:
             # Interrupted: nobody else would end them.
             closers.kill(block=False)
-            for session in list(self._sessions):
-                session.abort()
+            self.abort()
+
+    def abort(self) -> None:
+        """Close, and abort the sessions that are left: what they sent may be lost. Never waits."""
+        self._is_closed = True
+        for session in list(self._sessions):
+            session.abort()
 
     def set_default_headers(self, headers: Headers) -> None:
         """Send these headers with every connect() from now on."""

@@ -5,6 +5,7 @@ ClientStats: what a client has done, in figures. Knows no client.
 from __future__ import annotations
 
 import time
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -22,6 +23,20 @@ class ClientStats:
     total_connect_time: float = 0.0
     min_connect_time: float = float("inf")
     max_connect_time: float = 0.0
+
+    @classmethod
+    def total(cls, several: Iterable[ClientStats]) -> ClientStats:
+        """Return the figures of several clients as if they were one's."""
+        total = cls()
+        for each in several:
+            total.created_at = min(total.created_at, each.created_at)
+            total.connections_attempted += each.connections_attempted
+            total.connections_successful += each.connections_successful
+            total.connections_failed += each.connections_failed
+            total.total_connect_time += each.total_connect_time
+            total.min_connect_time = min(total.min_connect_time, each.min_connect_time)
+            total.max_connect_time = max(total.max_connect_time, each.max_connect_time)
+        return total
 
     @property
     def avg_connect_time(self) -> float:

@@ -56,6 +56,11 @@ class Signal:
         # No list while nobody waits: there are many of these.
         self._waiters: list[Any] | tuple[()] = ()
 
+    @property
+    def awaited(self) -> bool:
+        """Whether anybody waits."""
+        return bool(self._waiters)
+
     def wait(self, deadline: Deadline | None = None) -> None:
         """Block until notify(); raises the builtin TimeoutError at the deadline."""
         hub = get_hub()
@@ -151,6 +156,11 @@ class ReadGuard:
     def __init__(self, what: str) -> None:
         self._what = what
         self._busy = False
+
+    @property
+    def busy(self) -> bool:
+        """Whether somebody reads, or is in the middle of it."""
+        return self._busy
 
     def __enter__(self) -> None:
         if self._busy:

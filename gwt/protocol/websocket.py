@@ -235,6 +235,11 @@ class WebSocketProtocol:
         return events
 
     @property
+    def receiving(self) -> bool:
+        """Whether something came that was not told yet: part of a message, or what is pending."""
+        return self.pending or self._guard.within_message
+
+    @property
     def failing(self) -> bool:
         """Whether an error comes next: what came before it should be answered first."""
         return self._failure is not None

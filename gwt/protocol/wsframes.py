@@ -302,6 +302,11 @@ class Guard(Extension):
         self._within = False  # its payload
         self.reason = ""  # why a frame was refused
 
+    @property
+    def within_message(self) -> bool:
+        """Whether a message has begun, and its end has not come."""
+        return self._open
+
     def enabled(self) -> bool:
         return True
 

@@ -1,0 +1,489 @@
+"""
+PooledClient: sessions and WebSockets that are used by one greenlet after the other.
+
+Bookkeeping only: it connects by a WebTransportClient. A slot is a session that lives, idle ones
+too, or a connect under way; each key has `pool_size` of them. Where nobody waits a session that
+comes back is idle, where somebody does it is handed over, so that nobody waits while one is idle or
+a slot is free. Ends of sessions are told in the quiet zone: what they call only hands slots on.
+"""
+
+from __future__ import annotations
+
+import time
+from collections import OrderedDict
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from types import TracebackType
+from typing import Any, Final, Self
+
+import gevent
+from gevent.pool import Group
+
+from ..config import ClientConfig
+from ..errors import ClientError, ConfigError, GwtError, PoolExhausted
+from ..net.waiting import Deadline, Signal, native_thread
+from ..options import bad
+from ..stream_common import CONFIGURED
+from .client import WebTransportClient
+from .target import parse_url
+from .websocket import SCHEMES
+
+__all__ = ["PooledClient"]
+
+# URLs whose keys are remembered.
+_MAX_URLS = 1024
+
+# What a waiter is given instead of a session: leave to connect, or the news that it is all over.
+_SLOT: Final = object()
+_CLOSED: Final = object()
+
+# What sessions have to have in common to be anybody's: origin, credentials, path with query.
+_Key = tuple[Any, ...]
+
+
+def _key(url: str) -> _Key:
+    scheme = url.partition(":")[0].lower() if isinstance(url, str) else ""
+    target = parse_url(url, {"https": 443, **SCHEMES}, users=scheme in SCHEMES)
+    return *target.place, target.zone, target.authorization, target.path
+
+
+class _Waiter:
+    """A greenlet that waits for a session or a slot, and what it was given."""
+
+    __slots__ = ("given", "signal")
+
+    def __init__(self) -> None:
+        self.given: Any = None
+        self.signal = Signal()
+
+    def give(self, what: Any) -> None:
+        self.given = what
+        self.signal.notify()
+
+
+class _Place:
+    """The sessions of one key: those that are idle, how many slots are taken, who waits."""
+
+    __slots__ = ("connecting", "idle", "key", "taken", "waiting")
+
+    def __init__(self, key: _Key) -> None:
+        self.key = key
+        # When each came back; the last one is the last.
+        self.idle: dict[Any, float] = {}
+        self.taken = 0
+        self.connecting = 0
+        self.waiting: OrderedDict[_Waiter, None] = OrderedDict()
+
+    @property
+    def out(self) -> int:
+        return self.taken - self.connecting - len(self.idle)
+
+
+class PooledClient:
+    """
+    Connect, and reuse what was connected: for each origin and path, query included.
+
+    It can be used at once, by any number of greenlets of one thread, with and without ``with``;
+    leaving the block closes it.
+    """
+
+    def __init__(
+        self,
+        *,
+        config: ClientConfig | None = None,
+        pool_size: int = 10,
+        cleanup_interval: float = 60.0,
+        idle_timeout: float | None = 60.0,
+        max_idle: int | None = 1000,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        """
+        Make a pool; connects nobody.
+
+        At most `pool_size` sessions to one origin and path live at a time. Every
+        `cleanup_interval` seconds those that have been idle for `idle_timeout` are closed; None
+        keeps them. Of more than `max_idle` in all, the one idle longest is closed. Raises
+        ConfigError, which is a ValueError.
+        """
+        if type(pool_size) is not int or pool_size < 1:
+            raise bad("pool_size", pool_size, "an integer of at least 1")
+        if max_idle is not None and (type(max_idle) is not int or max_idle < 0):
+            raise bad("max_idle", max_idle, "an integer of at least 0, or None")
+        if not cleanup_interval > 0:
+            raise bad("cleanup_interval", cleanup_interval, "a number of seconds above 0")
+        if idle_timeout is not None and not idle_timeout > 0:
+            raise bad("idle_timeout", idle_timeout, "a number of seconds above 0, or None")
+        self._client = WebTransportClient(config=config)
+        self._pool_size = pool_size
+        self._cleanup_interval = cleanup_interval
+        self._idle_timeout = idle_timeout
+        self._max_idle = max_idle
+        self._clock = clock
+        self._thread = native_thread()
+
+        # Keys by URL; places by key, while they have slots that are taken, or somebody waits;
+        # places by session, of those that live; and of idle ones, the one that is longest first.
+        self._keys: dict[str, _Key] = {}
+        self._places: dict[_Key, _Place] = {}
+        self._homes: dict[Any, _Place] = {}
+        self._idle: OrderedDict[Any, _Place] = OrderedDict()
+
+        # Both are there only while there is something to do.
+        self._cleaner: gevent.Greenlet | None = None
+        self._closers = Group()
+
+        self._reused = self._returned = self._discarded = self._expired = 0
+        self._waits = self._exhausted = 0
+
+    @classmethod
+    def create(
+        cls,
+        *,
+        config: ClientConfig | None = None,
+        pool_size: int = 10,
+        cleanup_interval: float = 60.0,
+        **options: Any,
+    ) -> Self:
+        """Return a pool: the same as calling the class."""
+        return cls(config=config, pool_size=pool_size, cleanup_interval=cleanup_interval, **options)
+
+    def __repr__(self) -> str:
+        state = "closed" if self.is_closed else "open"
+        return (
+            f"<PooledClient {state} out={len(self._homes) - len(self._idle)} "
+            f"idle={len(self._idle)}>"
+        )
+
+    @property
+    def config(self) -> ClientConfig:
+        """The configuration that it connects with."""
+        return self._client.config
+
+    @property
+    def is_closed(self) -> bool:
+        """Whether it has been closed."""
+        return self._client.is_closed
+
+    @property
+    def stats(self) -> dict[str, Any]:
+        """Statistics of all connects, as a WebTransportClient has them, and of the pool."""
+        places = self._places.values()
+        return {
+            **self._client.stats,
+            "pool": {
+                "out": len(self._homes) - len(self._idle),
+                "idle": len(self._idle),
+                "connecting": sum(place.connecting for place in places),
+                "waiting": sum(len(place.waiting) for place in places),
+                "reused": self._reused,
+                "returned": self._returned,
+                "discarded": self._discarded,
+                "expired": self._expired,
+                "waits": self._waits,
+                "exhausted": self._exhausted,
+            },
+        }
+
+    def debug_state(self) -> dict[str, Any]:
+        """Return a snapshot: the client's own, the statistics, and the slots of each key."""
+        return {
+            **self._client.debug_state(),
+            "statistics": self.stats,
+            # Without the credentials.
+            "places": [
+                {
+                    "origin": f"{place.key[0]}://{place.key[1]}:{place.key[2]}",
+                    "path": place.key[-1],
+                    "out": place.out,
+                    "idle": len(place.idle),
+                    "connecting": place.connecting,
+                    "waiting": len(place.waiting),
+                }
+                for place in self._places.values()
+            ],
+        }
+
+    # Getting
+
+    def get_session(self, url: str, *, timeout: float | None = CONFIGURED) -> Any:
+        """
+        Return a session, or a WebSocket, that nobody else uses: the last that came back, or new.
+
+        Waits, first come, first served, while `pool_size` are out, and for the connect; at most
+        `timeout` in all, the configuration's connect_timeout unless given, None is no limit. Raises
+        PoolExhausted if none came free in time, which is a TimeoutError; ClientError with the
+        cause chained if connecting failed, if the URL is no URL, or the pool is closed.
+        """
+        place = self._place(url)
+        given = self._take_idle(place)
+        if given is not None:
+            self._reused += 1
+            return given
+        deadline = Deadline(self.config.connect_timeout if timeout is CONFIGURED else timeout)
+        given = self._take_slot(place)
+        if given is None:
+            self._waits += 1
+            given = self._wait(place, url, deadline)
+        while given is not _SLOT:
+            if given is not _CLOSED and given.is_reusable:
+                self._reused += 1
+                return given
+            # Something happened to it after it was handed over: back to the front.
+            self._discard(given)
+            place = self._place(url)
+            given = self._take_idle(place)
+            if given is None:
+                given = self._take_slot(place)
+            if given is None:
+                given = self._wait(place, url, deadline, first=True)
+        return self._connect(place, url, deadline)
+
+    def _place(self, url: str) -> _Place:
+        self._check_thread()
+        if self.is_closed:
+            raise ClientError("The pool of sessions is closed.", target_url=url)
+        key = self._keys.get(url)
+        if key is None:
+            try:
+                key = _key(url)
+            except ConfigError as exc:
+                raise ClientError(str(exc), target_url=url) from exc
+            if len(self._keys) >= _MAX_URLS:
+                self._keys.clear()
+            self._keys[url] = key
+        place = self._places.get(key)
+        return _Place(key) if place is None else place
+
+    def _take_idle(self, place: _Place) -> Any:
+        idle = place.idle
+        while idle:
+            session = idle.popitem()[0]
+            del self._idle[session]
+            if session.is_reusable:
+                return session
+            self._discard(session)
+        return None
+
+    def _take_slot(self, place: _Place) -> Any:
+        # While somebody waits none is free.
+        if place.taken >= self._pool_size:
+            return None
+        # It may have been forgotten, with its last session.
+        self._places[place.key] = place
+        place.taken += 1
+        return _SLOT
+
+    def _connect(self, place: _Place, url: str, deadline: Deadline) -> Any:
+        """Connect in a slot that was taken for it."""
+        remaining = deadline.remaining()
+        if remaining is not None:
+            # A slot may have come at the last moment; a timeout of 0 is none.
+            remaining = max(remaining, 0.001)
+        place.connecting += 1
+        try:
+            session = self._client.connect(url, timeout=remaining)
+        except BaseException:
+            place.connecting -= 1
+            self._free(place)
+            raise
+        place.connecting -= 1
+        self._homes[session] = place
+        session.on_end(self._ended)
+        return session
+
+    def _wait(self, place: _Place, url: str, deadline: Deadline, *, first: bool = False) -> Any:
+        """Wait for a session, _SLOT, or _CLOSED; raises PoolExhausted."""
+        waiter = _Waiter()
+        place.waiting[waiter] = None
+        place.waiting.move_to_end(waiter, last=not first)
+        try:
+            while waiter.given is None:
+                waiter.signal.wait(deadline)
+        except BaseException as exc:
+            if waiter.given is None:
+                del place.waiting[waiter]
+                if isinstance(exc, TimeoutError) and deadline.expired:
+                    self._exhausted += 1
+                    raise self._exhaustion(place, url, deadline) from None
+                raise
+            if not (isinstance(exc, TimeoutError) and deadline.expired):
+                # Interrupted just now: somebody else shall have it.
+                self._hand_back(place, waiter.given)
+                raise
+        return waiter.given
+
+    def _exhaustion(self, place: _Place, url: str, deadline: Deadline) -> PoolExhausted:
+        connecting = f" and {place.connecting} are connecting" if place.connecting else ""
+        return PoolExhausted(
+            f"No session to {url} came free within {deadline.timeout:g} s: {place.out} of "
+            f"{self._pool_size} are out{connecting}.",
+            limit=self._pool_size,
+        )
+
+    def _hand_back(self, place: _Place, given: Any) -> None:
+        if given is _SLOT:
+            self._free(place)
+        elif given in self._homes and not self.is_closed:
+            self._take_back(given, self._homes[given])
+
+    # Giving back
+
+    def return_session(self, session: Any) -> None:
+        """
+        Give a session back; whoever does must not use it any more.
+
+        It is kept if it is as good as new (``session.is_reusable``): connected and not being
+        drained, no stream open, nothing unread, nobody waiting on it. Else it is closed, which
+        waits as its close() does, while its slot is free at once. One that has ended is ignored: it
+        freed its slot by itself. Raises ValueError for one that lives and is not out: it came from
+        elsewhere, or was returned before.
+        """
+        self._check_thread()
+        place = self._homes.get(session)
+        if place is None or session in place.idle:
+            if not session.is_ready:
+                return
+            raise ValueError(
+                f"{session!r} does not come from this pool."
+                if place is None
+                else f"{session!r} has been returned already."
+            )
+        self._returned += 1
+        if session.is_reusable and not self.is_closed:
+            self._take_back(session, place)
+        else:
+            self._discarded += 1
+            self._forget(session)
+            session.close()
+
+    def _take_back(self, session: Any, place: _Place) -> None:
+        if place.waiting:
+            place.waiting.popitem(last=False)[0].give(session)
+            return
+        place.idle[session] = self._clock()
+        self._idle[session] = place
+        if self._max_idle is not None and len(self._idle) > self._max_idle:
+            self._expired += 1
+            self._close_later(next(iter(self._idle)))
+        elif self._cleaner is None:
+            self._cleaner = gevent.spawn(self._clean)
+            self._cleaner.name = "gwt-pool-cleaner"
+
+    @contextmanager
+    def session(self, url: str, *, timeout: float | None = CONFIGURED) -> Iterator[Any]:
+        """
+        Lend a session for a ``with`` block; waits and raises as get_session().
+
+        It is returned at the end. If an exception leaves the block nobody knows what state its
+        conversation is in: the session is closed as if it were the context manager.
+        """
+        session = self.get_session(url, timeout=timeout)
+        try:
+            yield session
+        except BaseException as exc:
+            self._forget(session)
+            session.__exit__(type(exc), exc, exc.__traceback__)
+            raise
+        self.return_session(session)
+
+    # Slots
+
+    def _ended(self, session: Any) -> None:
+        """A session is over, wherever it was; called in the quiet zone."""
+        self._forget(session)
+
+    def _forget(self, session: Any) -> None:
+        """Free the slot of a session; idempotent."""
+        place = self._homes.pop(session, None)
+        if place is not None:
+            place.idle.pop(session, None)
+            self._idle.pop(session, None)
+            self._free(place)
+
+    def _free(self, place: _Place) -> None:
+        place.taken -= 1
+        self._serve(place)
+
+    def _serve(self, place: _Place) -> None:
+        """Give who waits first a slot, if one is free; forget a place that is of no use."""
+        while place.waiting and place.taken < self._pool_size:
+            place.taken += 1
+            place.waiting.popitem(last=False)[0].give(_SLOT)
+        if not place.taken and self._places.get(place.key) is place:
+            del self._places[place.key]
+
+    # Idle ones
+
+    def cleanup(self) -> int:
+        """Close sessions that are too long idle, or not reusable; return how many. Never waits."""
+        too_long = None if self._idle_timeout is None else self._clock() - self._idle_timeout
+        count = 0
+        for session, place in list(self._idle.items()):
+            if not session.is_reusable:
+                self._discard(session)
+            elif too_long is not None and place.idle[session] <= too_long:
+                self._expired += 1
+                self._close_later(session)
+            else:
+                continue
+            count += 1
+        return count
+
+    def _clean(self) -> None:
+        try:
+            while self._idle:
+                gevent.sleep(self._cleanup_interval)
+                self.cleanup()
+        finally:
+            self._cleaner = None
+
+    def _discard(self, session: Any) -> None:
+        """Close a session that came back clean, and is not clean any more, if it lives."""
+        if session in self._homes:
+            self._discarded += 1
+            self._close_later(session)
+
+    def _close_later(self, session: Any) -> None:
+        self._forget(session)
+        closer = self._closers.spawn(self._close, session)
+        closer.name = "gwt-pool-closer"
+
+    @staticmethod
+    def _close(session: Any) -> None:
+        # It closes all the same, or its connection is broken.
+        with suppress(GwtError, OSError):
+            session.close()
+
+    # The end
+
+    def close(self) -> None:
+        """
+        Close all sessions, those that are out as well; who waits gets a ClientError. Idempotent.
+
+        Waits as the sessions' close() does, for all at the same time.
+        """
+        self._check_thread()
+        cleaner, self._cleaner = self._cleaner, None
+        if cleaner is not None:
+            cleaner.kill(block=False)
+        for place in list(self._places.values()):
+            while place.waiting:
+                place.waiting.popitem(last=False)[0].give(_CLOSED)
+        try:
+            self._client.close()
+            self._closers.join()
+        finally:
+            # Interrupted: the client has aborted what they were closing.
+            self._closers.kill(block=False)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, exc: BaseException | None, tb: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def _check_thread(self) -> None:
+        if native_thread() != self._thread:
+            raise RuntimeError("This pool of sessions belongs to the hub of another thread.")
