@@ -17,7 +17,7 @@ from ..errors import ClientError, GwtError
 from ..stream_common import CONFIGURED
 from .connecting import connect
 from .stats import ClientStats
-from .target import Headers, pairs
+from .target import Headers, pairs, without_user
 
 __all__ = ["WebTransportClient"]
 
@@ -95,7 +95,8 @@ class WebTransportClient:
             session = connect(url, config=config)
         except (GwtError, OSError) as exc:
             self._stats.connections_failed += 1
-            raise ClientError(f"Connecting to {url} failed: {exc}", target_url=url) from exc
+            shown = without_user(url)
+            raise ClientError(f"Connecting to {shown} failed: {exc}", target_url=url) from exc
         except BaseException:
             self._stats.connections_failed += 1
             raise

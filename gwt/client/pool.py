@@ -20,6 +20,7 @@ from ..options import bad
 from ..stream_common import CONFIGURED
 from .client import WebTransportClient
 from .stats import ClientStats
+from .target import without_user
 
 __all__ = ["ClientPool"]
 
@@ -110,7 +111,7 @@ class ClientPool:
             for session in sessions.values():
                 session.abort()
             raise
-        failed = f"{len(errors)} of {len(clients)} clients could not connect to {url}"
+        failed = f"{len(errors)} of {len(clients)} clients could not connect to {without_user(url)}"
         if errors and (raise_on_error or not sessions):
             _close(sessions.values())
             raise ExceptionGroup(failed, errors)

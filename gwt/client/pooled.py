@@ -1,10 +1,8 @@
 """
 PooledClient: sessions and WebSockets that are used by one greenlet after the other.
 
-Bookkeeping only: it connects by a WebTransportClient. A slot is a session that lives, idle ones
-too, or a connect under way; each key has `pool_size` of them. Where nobody waits a session that
-comes back is idle, where somebody does it is handed over, so that nobody waits while one is idle or
-a slot is free. Ends of sessions are told in the quiet zone: what they call only hands slots on.
+It connects by a WebTransportClient; slots.py knows whose turn it is. The ends of sessions are told
+in the quiet zone: what they call only hands slots on.
 """
 
 from __future__ import annotations
@@ -14,69 +12,23 @@ from collections import OrderedDict
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from types import TracebackType
-from typing import Any, Final, Self
+from typing import Any, Self
 
 import gevent
 from gevent.pool import Group
 
 from ..config import ClientConfig
 from ..errors import ClientError, ConfigError, GwtError, PoolExhausted
-from ..net.waiting import Deadline, Signal, native_thread
+from ..net.waiting import Deadline, native_thread
 from ..options import bad
 from ..stream_common import CONFIGURED
 from .client import WebTransportClient
-from .target import parse_url
-from .websocket import SCHEMES
+from .slots import CLOSED, SLOT, Key, Place, key_of
 
 __all__ = ["PooledClient"]
 
 # URLs whose keys are remembered.
 _MAX_URLS = 1024
-
-# What a waiter is given instead of a session: leave to connect, or the news that it is all over.
-_SLOT: Final = object()
-_CLOSED: Final = object()
-
-# What sessions have to have in common to be anybody's: origin, credentials, path with query.
-_Key = tuple[Any, ...]
-
-
-def _key(url: str) -> _Key:
-    scheme = url.partition(":")[0].lower() if isinstance(url, str) else ""
-    target = parse_url(url, {"https": 443, **SCHEMES}, users=scheme in SCHEMES)
-    return *target.place, target.zone, target.authorization, target.path
-
-
-class _Waiter:
-    """A greenlet that waits for a session or a slot, and what it was given."""
-
-    __slots__ = ("given", "signal")
-
-    def __init__(self) -> None:
-        self.given: Any = None
-        self.signal = Signal()
-
-    def give(self, what: Any) -> None:
-        self.given = what
-        self.signal.notify()
-
-
-class _Place:
-    """The sessions of one key: those that are idle, how many slots are taken, who waits."""
-
-    __slots__ = ("connecting", "idle", "key", "taken", "waiting")
-
-    def __init__(self, key: _Key) -> None:
-        self.key = key
-        # When each came back; the last one is the last.
-        self.idle: dict[Any, float] = {}
-        self.taken = 0
-        self.connecting = 0
-        self.waiting: OrderedDict[_Waiter, None] = OrderedDict()
-
-    @property
-    def out(self) -> int:
-        return self.taken - self.connecting - len(self.idle)
 
 
 class PooledClient:
@@ -123,10 +75,10 @@ class PooledClient:
 
         # Keys by URL; places by key, while they have slots that are taken, or somebody waits;
         # places by session, of those that live; and of idle ones, the one that is longest first.
-        self._keys: dict[str, _Key] = {}
-        self._places: dict[_Key, _Place] = {}
-        self._homes: dict[Any, _Place] = {}
-        self._idle: OrderedDict[Any, _Place] = OrderedDict()
+        self._keys: dict[str, Key] = {}
+        self._places: dict[Key, Place] = {}
+        self._homes: dict[Any, Place] = {}
+        self._idle: OrderedDict[Any, Place] = OrderedDict()
 
         # Both are there only while there is something to do.
         self._cleaner: gevent.Greenlet | None = None
@@ -189,18 +141,7 @@ class PooledClient:
         return {
             **self._client.debug_state(),
             "statistics": self.stats,
-            # Without the credentials.
-            "places": [
-                {
-                    "origin": f"{place.key[0]}://{place.key[1]}:{place.key[2]}",
-                    "path": place.key[-1],
-                    "out": place.out,
-                    "idle": len(place.idle),
-                    "connecting": place.connecting,
-                    "waiting": len(place.waiting),
-                }
-                for place in self._places.values()
-            ],
+            "places": [place.debug_state() for place in self._places.values()],
         }
 
     # Getting
@@ -223,9 +164,9 @@ class PooledClient:
         given = self._take_slot(place)
         if given is None:
             self._waits += 1
-            given = self._wait(place, url, deadline)
-        while given is not _SLOT:
-            if given is not _CLOSED and given.is_reusable:
+            given = self._wait(place, deadline)
+        while given is not SLOT:
+            if given is not CLOSED and given.is_reusable:
                 self._reused += 1
                 return given
             # Something happened to it after it was handed over: back to the front.
@@ -235,26 +176,26 @@ class PooledClient:
             if given is None:
                 given = self._take_slot(place)
             if given is None:
-                given = self._wait(place, url, deadline, first=True)
+                given = self._wait(place, deadline, first=True)
         return self._connect(place, url, deadline)
 
-    def _place(self, url: str) -> _Place:
+    def _place(self, url: str) -> Place:
         self._check_thread()
         if self.is_closed:
             raise ClientError("The pool of sessions is closed.", target_url=url)
         key = self._keys.get(url)
         if key is None:
             try:
-                key = _key(url)
+                key = key_of(url)
             except ConfigError as exc:
                 raise ClientError(str(exc), target_url=url) from exc
             if len(self._keys) >= _MAX_URLS:
                 self._keys.clear()
             self._keys[url] = key
         place = self._places.get(key)
-        return _Place(key) if place is None else place
+        return Place(key, self._pool_size) if place is None else place
 
-    def _take_idle(self, place: _Place) -> Any:
+    def _take_idle(self, place: Place) -> Any:
         idle = place.idle
         while idle:
             session = idle.popitem()[0]
@@ -264,16 +205,14 @@ class PooledClient:
             self._discard(session)
         return None
 
-    def _take_slot(self, place: _Place) -> Any:
-        # While somebody waits none is free.
-        if place.taken >= self._pool_size:
+    def _take_slot(self, place: Place) -> Any:
+        if not place.take_slot():
             return None
         # It may have been forgotten, with its last session.
         self._places[place.key] = place
-        place.taken += 1
-        return _SLOT
+        return SLOT
 
-    def _connect(self, place: _Place, url: str, deadline: Deadline) -> Any:
+    def _connect(self, place: Place, url: str, deadline: Deadline) -> Any:
         """Connect in a slot that was taken for it."""
         remaining = deadline.remaining()
         if remaining is not None:
@@ -291,37 +230,36 @@ class PooledClient:
         session.on_end(self._ended)
         return session
 
-    def _wait(self, place: _Place, url: str, deadline: Deadline, *, first: bool = False) -> Any:
-        """Wait for a session, _SLOT, or _CLOSED; raises PoolExhausted."""
-        waiter = _Waiter()
-        place.waiting[waiter] = None
-        place.waiting.move_to_end(waiter, last=not first)
+    def _wait(self, place: Place, deadline: Deadline, *, first: bool = False) -> Any:
+        """Wait for a session, SLOT, or CLOSED; raises PoolExhausted."""
+        waiter = place.queue(first)
         try:
-            while waiter.given is None:
-                waiter.signal.wait(deadline)
+            waiter.wait(deadline)
         except BaseException as exc:
+            # Our own deadline, not somebody's Timeout with this class.
+            expired = isinstance(exc, TimeoutError) and deadline.expired
             if waiter.given is None:
                 del place.waiting[waiter]
-                if isinstance(exc, TimeoutError) and deadline.expired:
-                    self._exhausted += 1
-                    raise self._exhaustion(place, url, deadline) from None
-                raise
-            if not (isinstance(exc, TimeoutError) and deadline.expired):
-                # Interrupted just now: somebody else shall have it.
+                if not expired:
+                    raise
+                self._exhausted += 1
+                raise self._exhaustion(place, deadline) from None
+            if not expired:
+                # Somebody else shall have it.
                 self._hand_back(place, waiter.given)
                 raise
         return waiter.given
 
-    def _exhaustion(self, place: _Place, url: str, deadline: Deadline) -> PoolExhausted:
-        connecting = f" and {place.connecting} are connecting" if place.connecting else ""
+    def _exhaustion(self, place: Place, deadline: Deadline) -> PoolExhausted:
+        connecting = f", and {place.connecting} connecting" if place.connecting else ""
         return PoolExhausted(
-            f"No session to {url} came free within {deadline.timeout:g} s: {place.out} of "
+            f"No session to {place} came free within {deadline.timeout:g} s: {place.out} of "
             f"{self._pool_size} are out{connecting}.",
             limit=self._pool_size,
         )
 
-    def _hand_back(self, place: _Place, given: Any) -> None:
-        if given is _SLOT:
+    def _hand_back(self, place: Place, given: Any) -> None:
+        if given is SLOT:
             self._free(place)
         elif given in self._homes and not self.is_closed:
             self._take_back(given, self._homes[given])
@@ -354,11 +292,11 @@ class PooledClient:
         else:
             self._discarded += 1
             self._forget(session)
-            session.close()
+            self._close(session)
 
-    def _take_back(self, session: Any, place: _Place) -> None:
+    def _take_back(self, session: Any, place: Place) -> None:
         if place.waiting:
-            place.waiting.popitem(last=False)[0].give(session)
+            place.give_first(session)
             return
         place.idle[session] = self._clock()
         self._idle[session] = place
@@ -400,16 +338,10 @@ class PooledClient:
             self._idle.pop(session, None)
             self._free(place)
 
-    def _free(self, place: _Place) -> None:
-        place.taken -= 1
-        self._serve(place)
-
-    def _serve(self, place: _Place) -> None:
-        """Give who waits first a slot, if one is free; forget a place that is of no use."""
-        while place.waiting and place.taken < self._pool_size:
-            place.taken += 1
-            place.waiting.popitem(last=False)[0].give(_SLOT)
-        if not place.taken and self._places.get(place.key) is place:
+    def _free(self, place: Place) -> None:
+        place.free_slot()
+        # A place is known while one of its slots is taken.
+        if not place.taken:
             del self._places[place.key]
 
     # Idle ones
@@ -468,7 +400,7 @@ class PooledClient:
             cleaner.kill(block=False)
         for place in list(self._places.values()):
             while place.waiting:
-                place.waiting.popitem(last=False)[0].give(_CLOSED)
+                place.give_first(CLOSED)
         try:
             self._client.close()
             self._closers.join()

@@ -19,6 +19,7 @@ __all__ = [
     "basic_authorization",
     "pairs",
     "parse_url",
+    "without_user",
 ]
 
 Headers = Mapping[str, str] | Iterable[tuple[str, str]]
@@ -65,7 +66,7 @@ def parse_url(
     `schemes` are those that are taken, with their default ports; `name` is the option that it came
     from; `users` tells whether it may have a user and a password.
     """
-    shown_url = _USER_INFORMATION.sub("***@", url) if isinstance(url, str) else url
+    shown_url = without_user(url)
 
     def wrong(why: str) -> ConfigError:
         return ConfigError(
@@ -105,6 +106,11 @@ def parse_url(
     if split.username is not None:
         basic = basic_authorization(unquote(split.username), unquote(split.password or ""))
     return Target(shown_url, split.scheme, host, zone, port, authority, path, basic)
+
+
+def without_user(url: Any) -> Any:
+    """Return a URL as messages show it: without the user and the password that it may have."""
+    return _USER_INFORMATION.sub("***@", url) if isinstance(url, str) else url
 
 
 def basic_authorization(user: str, password: str) -> str:

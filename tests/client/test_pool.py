@@ -166,8 +166,9 @@ def test_connect_all_raises_when_it_is_asked_to_and_keeps_nothing(app, server, g
         assert len(info.value.exceptions) == 1
         assert not any(client._sessions for client in pool._clients)
         eventually(lambda: not app.open)
-        with pytest.raises(ExceptionGroup):
-            pool.connect_all("ftp://nowhere")
+        with pytest.raises(ExceptionGroup) as info:
+            pool.connect_all("ftp://me:secret@nowhere")
+        assert "secret" not in f"{info.value} {info.value.exceptions}"
 
 
 @pytest.mark.parametrize("how", ["kill", "timeout"])

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
 import gwt
-from gwt.client import pooled
+from gwt.client import pooled, slots
 from tests.helpers import spawn
 
 A, B = "https://a.example/x", "https://b.example/x"
@@ -27,6 +27,7 @@ class FakeSession:
         self.is_closed = False
         self.callbacks = []
         self.exits = []
+        self.while_closing = lambda: None
 
     @property
     def is_ready(self):
@@ -51,6 +52,7 @@ class FakeSession:
 
     def __exit__(self, kind, exc, tb):
         self.exits.append(kind)
+        self.while_closing()
         self.end()
 
 
@@ -184,9 +186,12 @@ def test_what_differs_is_never_mixed(make, one, other):
 
 
 def test_nobody_is_told_credentials(make):
-    pool = make()
+    pool = make(pool_size=1)
     pool.get_session("ws://ann:secret@a.example/x")
     assert "secret" not in repr(pool.debug_state())
+    with pytest.raises(gwt.PoolExhausted) as info:
+        pool.get_session("ws://ann:secret@a.example/x", timeout=0)
+    assert "secret" not in str(info.value)
     with pytest.raises(gwt.ClientError) as info:
         pool.get_session("https://ann:secret@a.example/x")
     assert "secret" not in str(info.value)
@@ -256,7 +261,8 @@ def test_a_wait_that_is_over_says_how_many_are_out_and_how_long_it_was(make):
     with pytest.raises(gwt.PoolExhausted) as info:
         pool.get_session(A, timeout=0.01)
     assert str(info.value) == (
-        f"No session to {A} came free within 0.01 s: 1 of 2 are out and 1 are connecting."
+        "No session to https://a.example:443/x came free within 0.01 s: "
+        "1 of 2 are out, and 1 connecting."
     )
     assert info.value.limit == 2
     assert isinstance(info.value, TimeoutError) and isinstance(info.value, gwt.LimitExceeded)
@@ -357,6 +363,56 @@ def test_a_session_that_is_lost_between_the_hands_keeps_nobody_waiting(make, wha
     assert sorted(order) == list(range(1 + others))
     turns()
     assert session.is_closed and figures(pool)["idle"] == 1 and len(pool._client.alive) == 1
+
+
+def test_who_lost_what_it_was_given_is_the_first_again(make):
+    pool = make(pool_size=1)
+    session = pool.get_session(A)
+    order = []
+
+    def use(name):
+        with pool.session(A, timeout=5):
+            order.append(name)
+            gevent.sleep(0)
+
+    tasks = [spawn(use, name) for name in range(4)]
+    turns()
+    pool.return_session(session)
+    # The slot is the second's, before the first can see it.
+    session.end()
+    for task in tasks:
+        task.get()
+    assert order == [1, 0, 2, 3]
+
+
+def test_who_lost_what_it_was_given_takes_what_is_idle(make):
+    pool = make(pool_size=2)
+    one, two = pool.get_session(A), pool.get_session(A)
+    waiting = spawn(pool.get_session, A)
+    turns()
+    pool.return_session(one)
+    one.end()
+    pool.return_session(two)
+    assert waiting.get() is two and len(pool._client.sessions) == 2
+
+
+@pytest.mark.parametrize("how", ["returned", "handed back"])
+def test_nothing_is_kept_while_it_closes(make, monkeypatch, how):
+    pool = make(pool_size=1)
+    session = pool.get_session(A)
+    waiting = spawn(pool.get_session, A)
+    turns()
+    if how == "handed back":
+        waiting.greenlet.kill(block=False)
+        pool.return_session(session)
+    # It takes its time.
+    monkeypatch.setattr(pool._client, "close", lambda: setattr(pool._client, "is_closed", True))
+    pool.close()
+    turns()
+    if how == "returned":
+        pool.return_session(session)
+    assert waiting.done and not pool._idle and pool._cleaner is None
+    session.end()
 
 
 @pytest.mark.parametrize("given", ["session", "slot"])
@@ -515,10 +571,12 @@ def test_lending_returns_or_closes(make):
     with pool.session(A) as session:
         assert figures(pool)["out"] == 1
     assert figures(pool)["idle"] == 1 and not session.exits
+    # Nobody has to wait until it is closed.
+    session.while_closing = lambda: pool.get_session(A, timeout=0)
     with pytest.raises(RuntimeError, match="of the block"), pool.session(A, timeout=0) as again:
         raise RuntimeError("of the block")
     assert again is session and session.exits == [RuntimeError]
-    assert figures(pool)["out"] == figures(pool)["idle"] == 0
+    assert figures(pool)["out"] == 1 and figures(pool)["idle"] == 0
 
 
 def test_another_threads_pool_is_not_for_us(make):
@@ -556,7 +614,7 @@ class Machine(RuleBasedStateMachine):
         pooled.WebTransportClient = kept
         self.client = self.pool._client
         self.client.slow = True
-        # Greenlets in get_session(), in the order in which they came.
+        # Greenlets in get_session(), in the order in which they came; what they got.
         self.getting = []
         self.out = []
 
@@ -569,7 +627,7 @@ class Machine(RuleBasedStateMachine):
                     session = task.get()
                 except gwt.ClientError:
                     continue
-                if session is not None:
+                if isinstance(session, FakeSession):
                     # Nobody else has it, and it is as asked for.
                     assert session not in self.out and session.url == url
                     assert session.is_reusable
@@ -579,53 +637,42 @@ class Machine(RuleBasedStateMachine):
     @rule(url=urls)
     def get(self, url):
         self.getting.append((url, spawn(self.pool.get_session, url, timeout=None)))
-        self.settle()
 
-    @precondition(lambda self: self.out)
-    @rule(pick=picks, clean=st.booleans(), settle=st.booleans())
-    def give_back(self, pick, clean, settle):
-        session = self.out.pop(pick % len(self.out))
-        session.clean = clean
-        self.pool.return_session(session)
-        if settle:
-            self.settle()
-
-    @precondition(lambda self: self.client.alive)
-    @rule(pick=picks, settle=st.booleans())
-    def end(self, pick, settle):
-        self.client.alive[pick % len(self.client.alive)].end()
-        if settle:
-            self.settle()
-
-    @precondition(lambda self: self.pool._idle)
-    @rule(pick=picks)
-    def something_comes(self, pick):
-        list(self.pool._idle)[pick % len(self.pool._idle)].clean = False
+    @rule(
+        steps=st.lists(
+            st.tuples(st.sampled_from(["return", "return unclean", "end", "dirty", "kill"]), picks),
+            min_size=1,
+            max_size=5,
+        )
+    )
+    def at_once(self, steps):
+        """Whoever is given something runs behind all of it only."""
+        for step, pick in steps:
+            if step.startswith("return") and self.out:
+                session = self.out.pop(pick % len(self.out))
+                session.clean = session.clean and step == "return"
+                self.pool.return_session(session)
+            elif step == "end" and self.client.alive:
+                self.client.alive[pick % len(self.client.alive)].end()
+                self.out = [session for session in self.out if not session.is_closed]
+            elif step == "dirty":
+                # Of those that nobody has: idle, or on their way.
+                others = [each for each in self.client.alive if each not in self.out]
+                if others:
+                    others[pick % len(others)].clean = False
+            elif step == "kill" and self.getting:
+                self.getting[pick % len(self.getting)][1].greenlet.kill(block=False)
 
     @precondition(lambda self: self.client.asked)
     @rule(pick=picks, fine=st.booleans())
     def answer(self, pick, fine):
         answer = self.client.asked[pick % len(self.client.asked)]
         answer.set() if fine else answer.set_exception(gwt.ClientError("refused"))
-        self.settle()
-
-    @precondition(lambda self: self.getting)
-    @rule(pick=picks, meanwhile=st.sampled_from(["", "give back", "end"]))
-    def kill(self, pick, meanwhile):
-        _, task = self.getting.pop(pick % len(self.getting))
-        task.greenlet.kill(block=False)
-        # It may be given something before it dies.
-        if self.out and meanwhile:
-            session = self.out.pop()
-            self.pool.return_session(session) if meanwhile == "give back" else session.end()
-        self.settle()
-        assert task.done and task.greenlet.value.__class__ is gevent.GreenletExit
 
     @rule(seconds=st.sampled_from([1.0, 61.0]))
     def time_passes(self, seconds):
         self.clock.now += seconds
         self.pool.cleanup()
-        self.settle()
 
     @invariant()
     def all_is_accounted_for(self):
@@ -638,7 +685,7 @@ class Machine(RuleBasedStateMachine):
         assert figures["idle"] <= 3
         for url in (A, B):
             alive = [session for session in self.client.alive if session.url == url]
-            place = self.pool._places.get(pooled._key(url))
+            place = self.pool._places.get(slots.key_of(url))
             if place is None:
                 assert not alive
                 continue

@@ -172,6 +172,26 @@ def test_websocket_client():
     ]
 
 
+def test_client_pool():
+    assert run("client_pool.py") == [
+        "you are ann",
+        "you are bob",
+        "you are ann",
+        "connected: ['you are ann', 'you are bob']",
+        "failed: ['The server refused the WebSocket with HTTP status 403.']",
+        "4 of 6 connects succeeded",
+    ]
+
+
+def test_pooled_client():
+    assert run("pooled_client.py") == [
+        "the sum of the squares is 328350",
+        "5 connects, 95 reused",
+        "closed 1",
+        "free within 0.1 s: 5 of 5 are out.",
+    ]
+
+
 def test_async_application():
     lines = run("async_application.py")
     assert [line for line in lines if line.startswith("ann")] == [

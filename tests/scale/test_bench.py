@@ -208,6 +208,22 @@ def test_a_profile_names_the_functions_of_both_ends(tmp_path):
     assert done.stdout.count(b"(receive_datagram)") >= 2
 
 
+def test_what_it_takes_to_lend_a_pooled_session():
+    script = ROOT / "tools" / "benchmarks" / "clients" / "pooled.py"
+    done = subprocess.run(
+        [sys.executable, script, "--rounds", "2", "--pairs", "10", "--json"],
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+        stdout=subprocess.PIPE,
+        timeout=60,
+        check=True,
+    )
+    for works in json.loads(done.stdout).values():
+        assert {name: len(figures) for name, figures in works.items()} == {
+            "get and return": 2,
+            "with": 2,
+        }
+
+
 @pytest.mark.parametrize(
     "arguments",
     [
