@@ -7,6 +7,7 @@ in the quiet zone: what they call only hands slots on.
 
 from __future__ import annotations
 
+import sys
 import time
 from collections import OrderedDict
 from collections.abc import Callable, Iterator
@@ -272,11 +273,16 @@ class PooledClient:
 
         It is kept if it is as good as new (``session.is_reusable``): connected and not being
         drained, no stream open, nothing unread, nobody waiting on it. Else it is closed, which
-        waits as its close() does, while its slot is free at once. One that has ended is ignored: it
-        freed its slot by itself. Raises ValueError for one that lives and is not out: it came from
-        elsewhere, or was returned before.
+        waits as its close() does, while its slot is free at once; while an exception is handled,
+        as in a ``finally`` that it passes, as ``with session`` would: an answer may be under way to
+        who did not wait for it. One that has ended is ignored: it freed its slot by itself. Raises
+        ValueError for one that lives and is not out: it came from elsewhere, or was returned
+        before.
         """
         self._check_thread()
+        self._return(session, sys.exception())
+
+    def _return(self, session: Any, exc: BaseException | None) -> None:
         place = self._homes.get(session)
         if place is None or session in place.idle:
             if not session.is_ready:
@@ -287,12 +293,15 @@ class PooledClient:
                 else f"{session!r} has been returned already."
             )
         self._returned += 1
-        if session.is_reusable and not self.is_closed:
+        if exc is None and session.is_reusable and not self.is_closed:
             self._take_back(session, place)
-        else:
-            self._discarded += 1
-            self._forget(session)
+            return
+        self._discarded += 1
+        self._forget(session)
+        if exc is None:
             self._close(session)
+        else:
+            session.__exit__(type(exc), exc, exc.__traceback__)
 
     def _take_back(self, session: Any, place: Place) -> None:
         if place.waiting:
@@ -312,17 +321,16 @@ class PooledClient:
         """
         Lend a session for a ``with`` block; waits and raises as get_session().
 
-        It is returned at the end. If an exception leaves the block nobody knows what state its
-        conversation is in: the session is closed as if it were the context manager.
+        It is returned at the end, or closed if an exception leaves the block; see return_session().
         """
         session = self.get_session(url, timeout=timeout)
         try:
             yield session
         except BaseException as exc:
-            self._forget(session)
-            session.__exit__(type(exc), exc, exc.__traceback__)
+            self._return(session, exc)
             raise
-        self.return_session(session)
+        # Not by return_session(): an exception that is handled around the block says nothing.
+        self._return(session, None)
 
     # Slots
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import random
+import socket
 from contextlib import contextmanager
 
 import gevent
@@ -9,6 +11,7 @@ import pytest
 from gevent.event import Event
 
 import gwt
+from gwt import certificates
 from tests.helpers import eventually, spawn
 from tests.helpers.live import echo, serving, url
 from tests.helpers.websockets import echo as echo_websocket
@@ -477,3 +480,85 @@ def test_what_was_written_arrives_although_the_session_is_given_up():
         assert kept(pool) == (0, 1)
         go.set()
         eventually(lambda: got == [b"x" * 60_000])
+
+
+@contextmanager
+def nobody(kind):
+    """A URL where nobody listens."""
+    transport = socket.SOCK_DGRAM if kind == "session" else socket.SOCK_STREAM
+    with socket.socket(socket.AF_INET, transport) as unused:
+        unused.bind(("127.0.0.1", 0))
+        port = unused.getsockname()[1]
+    yield f"{'https' if kind == 'session' else 'ws'}://127.0.0.1:{port}/"
+
+
+@KINDS
+@pytest.mark.parametrize("what", ["nobody", "name", "certificate"])
+def test_what_makes_a_connect_fail_costs_no_slot_and_wakes_the_next(
+    kind, what, monkeypatch, tmp_path
+):
+    options = {}
+    if what == "certificate":
+        cert, key = certificates.write(tmp_path, certificates.generate())
+        options = {"certfile": cert, "keyfile": key}
+    app = gwt.App()
+    app.webtransport("/echo")(echo)
+    app.websocket("/ws")(echo_websocket)
+    with serving(app, **options) as server, nobody(kind) as address:
+        if what == "name":
+            address = address.replace("127.0.0.1", "no.such.name.invalid")
+
+            def resolver(*args, **kwargs):
+                gevent.sleep(0)
+                raise socket.gaierror(socket.EAI_NONAME, "Name or service not known")
+
+            monkeypatch.setattr(gevent.socket, "getaddrinfo", resolver)
+        elif what == "certificate":
+            address = at(server, kind).replace("ws:", "wss:")
+        causes = {"name": "resolve", "nobody": "connect", "certificate": "tls"}
+        with gwt.PooledClient(pool_size=1) as pool:
+            tasks = [spawn(pool.get_session, address, timeout=5) for _ in range(3)]
+            for task in tasks:
+                with pytest.raises(gwt.ClientError) as info:
+                    task.get()
+                assert info.value.__cause__.stage == causes[what]
+            assert pool.stats["connections"]["failed"] == 3
+            assert pool.debug_state()["places"] == []
+
+
+@KINDS
+def test_killed_at_any_moment(server, kind):
+    """Of many greenlets that get, talk and return, some are killed wherever they are."""
+    chance = random.Random(6)
+    with pooled(server, pool_size=4, config={"close_timeout": 1.0}) as pool:
+
+        def work():
+            while True:
+                with pool.session(at(server, kind), timeout=10) as session:
+                    ask(session, "hello")
+                    gevent.sleep(0)
+
+        def by_hand():
+            while True:
+                session = pool.get_session(at(server, kind), timeout=10)
+                try:
+                    ask(session, "hello")
+                finally:
+                    pool.return_session(session)
+
+        workers = [spawn(chance.choice((work, by_hand))) for _ in range(12)]
+        for _ in range(60):
+            for _ in range(chance.randrange(30)):
+                gevent.sleep(0)
+            workers.append(spawn(chance.choice((work, by_hand))))
+            workers.pop(chance.randrange(len(workers))).greenlet.kill(block=False)
+        # Those that live go on.
+        eventually(lambda: pool.stats["pool"]["reused"] > 50)
+        for worker in workers:
+            worker.kill()
+        eventually(lambda: pool.stats["pool"]["out"] == 0)
+        figures = pool.stats["pool"]
+        assert figures["connecting"] == figures["waiting"] == 0
+        # All four can be had.
+        sessions = [pool.get_session(at(server, kind), timeout=5) for _ in range(4)]
+        assert [ask(session, "still here") for session in sessions] == ["still here"] * 4

@@ -579,6 +579,26 @@ def test_lending_returns_or_closes(make):
     assert figures(pool)["out"] == 1 and figures(pool)["idle"] == 0
 
 
+def test_what_is_returned_while_an_exception_is_handled_is_closed(make):
+    # An answer may be under way to who did not wait for it.
+    pool = make()
+    session = pool.get_session(A)
+    with pytest.raises(RuntimeError):
+        try:
+            raise RuntimeError
+        finally:
+            pool.return_session(session)
+    assert session.exits == [RuntimeError]
+    try:
+        raise RuntimeError
+    except RuntimeError:
+        # Around a block it says nothing.
+        with pool.session(A) as session:
+            pass
+    assert not session.exits and figures(pool)["idle"] == 1
+    assert figures(pool)["returned"] == 2 and figures(pool)["discarded"] == 1
+
+
 def test_another_threads_pool_is_not_for_us(make):
     pool = make()
     pool.get_session(A)

@@ -161,6 +161,7 @@ def test_whatever_uses_it_opens_it(use: Any) -> None:
     def app(environ: dict[str, Any], start_response: Any) -> list[bytes]:
         ws = environ["wsgi.websocket"]
         states.append((ws.state, ws.accepted))
+        assert not ws.is_reusable
         with suppress(TimeoutError, gwt.WebSocketClosed):
             use(ws)
         states.append((ws.state, ws.accepted))
