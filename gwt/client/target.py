@@ -108,7 +108,7 @@ def parse_url(
     return Target(shown_url, split.scheme, host, zone, port, authority, path, basic)
 
 
-def without_user(url: Any) -> Any:
+def without_user(url: str) -> str:
     """Return a URL as messages show it: without the user and the password that it may have."""
     return _USER_INFORMATION.sub("***@", url) if isinstance(url, str) else url
 

@@ -51,6 +51,14 @@ def test_failures_are_counted_and_chained(server):
     client.close()
 
 
+def test_failures_show_no_password():
+    with gwt.WebTransportClient() as client:
+        for url in ("ws://me:secret@127.0.0.1:1/", "https://me:secret@127.0.0.1:1/"):
+            with pytest.raises(gwt.ClientError) as info:
+                client.connect(url)
+            assert "secret" not in f"{info.value} {info.value.__cause__}"
+
+
 def test_headers_are_merged_call_over_default_over_config():
     # pywebtransport 0.6.1 replaced the config's headers, and lost even the user-agent.
     seen = []
