@@ -175,13 +175,14 @@ def test_connect_all_raises_when_it_is_asked_to_and_keeps_nothing(app, server, g
 def test_connect_all_that_is_interrupted_leaves_nothing(app, server, good, address, how):
     silent = config(server, come="in", wait="here")
     with gwt.ClientPool([good, silent, good]) as pool:
+        task = spawn(pool.connect_all, address)
+        eventually(lambda: pool.stats["connections"]["successful"] == 2)
         if how == "kill":
-            task = spawn(pool.connect_all, address)
-            eventually(lambda: pool.stats["connections"]["successful"] == 2)
             task.kill()
         else:
-            with pytest.raises(gevent.Timeout), gevent.Timeout(0.3):
-                pool.connect_all(address)
+            task.greenlet.kill(gevent.Timeout(None))
+            with pytest.raises(gevent.Timeout):
+                task.get()
         assert pool.stats["connections"]["failed"] == 1
         assert not any(client._sessions for client in pool._clients)
         eventually(lambda: not app.open)

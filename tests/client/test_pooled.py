@@ -353,6 +353,7 @@ def test_a_session_that_the_server_drains_is_not_reused():
         address = url(server, "/kept")
         session = pool.get_session(address)
         pool.return_session(session)
+        eventually(lambda: sessions)
         sessions[0].drain()
         eventually(lambda: session.state is gwt.SessionState.DRAINING)
         assert pool.get_session(address, timeout=5) is not session
