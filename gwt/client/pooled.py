@@ -22,7 +22,7 @@ from ..config import ClientConfig
 from ..errors import ClientError, ConfigError, GwtError, PoolExhausted
 from ..net.waiting import Deadline, native_thread
 from ..options import bad
-from ..stream_common import CONFIGURED
+from ..stream_common import CONFIGURED, StreamDirection
 from .client import WebTransportClient
 from .slots import CLOSED, SLOT, Key, Place, key_of
 
@@ -271,8 +271,10 @@ class PooledClient:
         """
         Give a session back; whoever does must not use it any more.
 
-        It is kept if it is as good as new (``session.is_reusable``): connected and not being
-        drained, no stream open, nothing unread, nobody waiting on it. Else it is closed, which
+        Streams that are open are left: what was written on them arrives, and their end behind it;
+        what comes is discarded. It is kept if it is as good as new then
+        (``session.is_reusable``): connected and not being drained, no datagram, message or stream
+        of the peer's unread, nobody waiting on it. Else it is closed, which
         waits as its close() does, while its slot is free at once; while an exception is handled,
         as in a ``finally`` that it passes, as ``with session`` would: an answer may be under way to
         who did not wait for it. One that has ended is ignored: it freed its slot by itself. Raises
@@ -293,6 +295,8 @@ class PooledClient:
                 else f"{session!r} has been returned already."
             )
         self._returned += 1
+        if exc is None:
+            _leave_streams(session)
         if exc is None and session.is_reusable and not self.is_closed:
             self._take_back(session, place)
             return
@@ -427,3 +431,16 @@ class PooledClient:
     def _check_thread(self) -> None:
         if native_thread() != self._thread:
             raise RuntimeError("This pool of sessions belongs to the hub of another thread.")
+
+
+def _leave_streams(session: Any) -> None:
+    """Finish what a WebTransport session's streams send, and stop what they receive."""
+    for stream in getattr(session, "streams", ()):
+        if not stream.is_done:
+            # What cannot be left so, as one that its peer has stopped, is in the way of reuse.
+            with suppress(GwtError):
+                if stream.direction is not StreamDirection.RECEIVE_ONLY:
+                    stream.finish()
+            with suppress(GwtError):
+                if stream.direction is not StreamDirection.SEND_ONLY:
+                    stream.stop()

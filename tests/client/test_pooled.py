@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import random
 import socket
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 
 import gevent
 import pytest
@@ -141,15 +141,6 @@ def test_more_greenlets_than_sessions(server, kind):
 # What comes back as it went out is kept; everything else is closed.
 
 
-def left_open(session):
-    session.create_bidirectional_stream().write(b"and then")
-
-
-def left_unread(session):
-    session.create_bidirectional_stream().write_all(b"answer me")
-    eventually(lambda: any(len(stream._received) for stream in session.streams))
-
-
 def left_datagram(session):
     session.send_datagram(b"answer me")
     eventually(lambda: session.stats()["datagrams_received"])
@@ -178,8 +169,6 @@ def left_draining(session):
 
 
 LEFT = [
-    left_open,
-    left_unread,
     left_datagram,
     left_stream_of_the_peers,
     left_reader,
@@ -227,6 +216,32 @@ def test_streams_that_are_done_with_are_nothing_left(server, leave):
                 stream.abort()
         pool.return_session(session)
         assert kept(pool) == (1, 0)
+
+
+def test_streams_that_are_left_open_are_finished_and_what_was_written_arrives(server):
+    got = []
+
+    def handler(session):
+        for stream in session:
+            got.append(stream.read_all())
+            if stream.direction is gwt.StreamDirection.BIDIRECTIONAL:
+                with suppress(gwt.StreamStopped):
+                    stream.write_all(b"an answer that nobody reads")
+
+    with both(take=handler) as server, pooled(server, pool_size=1) as pool:
+        session = pool.get_session(url(server, "/take"))
+        unread = session.create_bidirectional_stream()
+        unread.write_all(b"unread")
+        eventually(lambda: len(unread._received))
+        session.create_bidirectional_stream().write(b"both ways")
+        session.create_unidirectional_stream().write(b"one way")
+        pool.return_session(session)
+        assert kept(pool) == (1, 0)
+        eventually(lambda: sorted(got) == [b"both ways", b"one way", b"unread"])
+        # All of them end, and so are no streams of the next user's.
+        with pool.session(url(server, "/take")) as again:
+            assert again is session
+            eventually(lambda: not len(again.streams))
 
 
 def websocket_left_message(ws):
