@@ -14,6 +14,7 @@ from .version import VERSION
 
 if TYPE_CHECKING:
     from .client import (
+        ClientMonitor,
         ClientPool,
         ClientStats,
         ConnectionEvent,
@@ -88,6 +89,7 @@ __version__ = VERSION
 
 _HOMES = {
     "client": [
+        "ClientMonitor",
         "ClientPool",
         "ClientStats",
         "ConnectionEvent",
@@ -167,6 +169,7 @@ __all__ = [
     "CertificateError",
     "ClientConfig",
     "ClientError",
+    "ClientMonitor",
     "ClientPool",
     "ClientStats",
     "CloseFrame",

@@ -10,6 +10,7 @@ from .browser import WebTransportBrowser
 from .client import WebTransportClient
 from .connecting import connect
 from .legacy import create_connection
+from .monitor import ClientMonitor
 from .pool import ClientPool
 from .pooled import PooledClient
 from .reconnecting import ConnectionEvent, ReconnectingClient
@@ -17,6 +18,7 @@ from .stats import ClientStats
 from .tunnel import WebTransportProxy
 
 __all__ = [
+    "ClientMonitor",
     "ClientPool",
     "ClientStats",
     "ConnectionEvent",

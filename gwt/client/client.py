@@ -16,7 +16,7 @@ from ..config import ClientConfig
 from ..errors import ClientError, GwtError
 from ..stream_common import CONFIGURED
 from .connecting import connect
-from .stats import ClientStats
+from .stats import ClientStats, find_issues
 from .target import Headers, pairs, without_user
 
 __all__ = ["WebTransportClient"]
@@ -148,13 +148,7 @@ class WebTransportClient:
         issues = []
         if self._is_closed:
             issues.append("Client is closed.")
-        rate = self._stats.success_rate
-        if self._stats.connections_attempted > 10 and rate < 0.9:
-            issues.append(f"Low connection success rate: {rate:.2%}")
-        average = self._stats.avg_connect_time
-        if average > 5.0:
-            issues.append(f"Slow average connection time: {average:.2f}s")
-        return issues
+        return [*issues, *find_issues(self.stats).values()]
 
     def __enter__(self) -> Self:
         return self

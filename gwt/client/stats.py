@@ -1,15 +1,20 @@
 """
-ClientStats: what a client has done, in figures. Knows no client.
+ClientStats: what a client has done, in figures, and what is wrong with such. Knows no client.
 """
 
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-__all__ = ["ClientStats"]
+__all__ = ["ClientStats", "find_issues"]
+
+# Fewer connects say nothing about the rate.
+_LEAST_ATTEMPTS = 10
+_LEAST_RATE = 0.9
+_LONGEST_AVERAGE = 5.0
 
 
 @dataclass
@@ -75,3 +80,25 @@ class ClientStats:
                 "max_connect_time": self.max_connect_time,
             },
         }
+
+
+def find_issues(figures: Mapping[str, Any]) -> dict[str, str]:
+    """
+    Return what looks wrong in figures as to_dict() has them: sentences, by type.
+
+    Types are low_success_rate and slow_connections. Parts may be missing.
+    """
+    found = {}
+    rate = _number(figures, "connections", "success_rate", 1.0)
+    if _number(figures, "connections", "attempted") > _LEAST_ATTEMPTS and rate < _LEAST_RATE:
+        found["low_success_rate"] = f"Low connection success rate: {rate:.2%}"
+    average = _number(figures, "performance", "avg_connect_time")
+    if average > _LONGEST_AVERAGE:
+        found["slow_connections"] = f"Slow average connection time: {average:.2f}s"
+    return found
+
+
+def _number(figures: Mapping[str, Any], part: str, name: str, otherwise: float = 0.0) -> float:
+    group = figures.get(part)
+    value = group.get(name) if isinstance(group, Mapping) else None
+    return value if isinstance(value, (int, float)) else otherwise

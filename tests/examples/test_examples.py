@@ -276,3 +276,11 @@ def test_browser():
         "forward: this is sport - and then None",
         "['/home', '/news', '/sport']",
     ]
+
+
+def test_monitor():
+    assert run("monitor.py") == [
+        "low_success_rate: Low connection success rate: 75.00%",
+        "1 alert",
+        "{'attempted': 12, 'successful': 9, 'failed': 3, 'success_rate': 0.75}",
+    ]
