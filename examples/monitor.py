@@ -1,4 +1,4 @@
-"""A monitor looks at a client's figures, and says once what turned bad, and again if it comes back."""
+"""A monitor looks at a client's figures, and says what has turned bad: once, until it is over."""
 
 from contextlib import suppress
 

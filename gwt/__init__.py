@@ -25,6 +25,7 @@ if TYPE_CHECKING:
         WebTransportProxy,
         connect,
         create_connection,
+        test_client_connectivity,
     )
     from .config import ClientConfig, ServerConfig
     from .connection import WebTransportConnection
@@ -100,6 +101,7 @@ _HOMES = {
         "WebTransportProxy",
         "connect",
         "create_connection",
+        "test_client_connectivity",
     ],
     "config": ["ClientConfig", "ServerConfig"],
     "connection": ["WebTransportConnection"],
@@ -232,6 +234,7 @@ __all__ = [
     "raise_descriptor_limit",
     "read_messages",
     "serve",
+    "test_client_connectivity",
 ]
 
 

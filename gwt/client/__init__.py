@@ -9,6 +9,7 @@ from __future__ import annotations
 from .browser import WebTransportBrowser
 from .client import WebTransportClient
 from .connecting import connect
+from .connectivity import test_client_connectivity
 from .legacy import create_connection
 from .monitor import ClientMonitor
 from .pool import ClientPool
@@ -29,4 +30,5 @@ __all__ = [
     "WebTransportProxy",
     "connect",
     "create_connection",
+    "test_client_connectivity",
 ]

@@ -25,7 +25,7 @@ from .sockets import ClientHub
 from .target import Target, pairs, parse_url
 from .websocket import SCHEMES, connect_websocket
 
-__all__ = ["connect"]
+__all__ = ["connect", "connect_session"]
 
 
 def connect(url: str, *, config: ClientConfig | None = None, **options: Any) -> Any:
@@ -45,26 +45,31 @@ def connect(url: str, *, config: ClientConfig | None = None, **options: Any) -> 
     if scheme != "https":
         # It says which would do.
         parse_url(url, {"https": 443, **SCHEMES})
-    return _connect_session(url, (config or ClientConfig()).update(**options))
+    return connect_session(url, (config or ClientConfig()).update(**options))
 
 
-def _connect_session(url: str, config: ClientConfig) -> WebTransportSession:
+def connect_session(
+    url: str, config: ClientConfig, progress: Progress | None = None
+) -> WebTransportSession:
+    """Connect to an https:// URL as connect() does; `progress` is told how far it comes."""
     if config.proxy is not None and not isinstance(config.proxy, bool):
         raise ConfigError(
             "A WebTransport session cannot go through a proxy yet.",
             field="proxy",
             value=config.proxy,
         )
-    return _Connecting(parse_url(url), config).run()
+    return _Connecting(
+        parse_url(url), config, progress or Progress(Deadline(config.connect_timeout))
+    ).run()
 
 
 class _Connecting:
     """One call of connect(): its deadline, and how far it has come."""
 
-    def __init__(self, target: Target, config: ClientConfig) -> None:
+    def __init__(self, target: Target, config: ClientConfig, progress: Progress) -> None:
         self.target = target
         self.config = config
-        self.progress = Progress(Deadline(config.connect_timeout))
+        self.progress = progress
         self.headers = _request_headers(config)
         if config.cafile is not None:
             certificates.check_authorities(config.cafile)
@@ -102,7 +107,7 @@ class _Connecting:
     def _request(self, connection: WebTransportConnection) -> WebTransportSession | None:
         """Ask for a session; returns it when it is accepted, None if no stream is allowed."""
         config, target = self.config, self.target
-        self.progress.stage = "waiting for the server to accept the session"
+        self.progress.enter("webtransport", "waiting for the server to accept the session")
         stream_id = connection.protocol.open_session(
             target.authority,
             target.path,
@@ -122,7 +127,7 @@ class _Connecting:
         except GwtError as exc:
             if connection.closed is not None and not isinstance(exc, HandshakeError):
                 raise HandshakeError(
-                    f"The connection ended before the session was accepted: {exc}",
+                    f"The connection ended before the session was accepted: {connection.closed}",
                     stage="webtransport",
                 ) from exc
             raise

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import time
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from itertools import zip_longest
 from typing import Any
@@ -35,6 +35,9 @@ __all__ = ["Progress", "dial", "in_order", "next_start", "patience"]
 # TLS alerts that speak of the certificate (RFC 8446 6.2).
 _CERTIFICATE_ALERTS = frozenset((42, 43, 44, 45, 46, 48, 113, 116))
 
+# RFC 7301 3.2.
+_NO_APPLICATION_PROTOCOL = 120
+
 # A name may have hundreds of addresses, and each attempt costs a packet and some memory.
 _MOST_ADDRESSES = 16
 
@@ -50,6 +53,19 @@ class Progress:
     deadline: Deadline
     stage: str = ""
     queued: float = 0.0
+    # The stage as a HandshakeError names it, and who is told when another one begins.
+    name: str = "connect"
+    on_enter: Callable[[str], None] | None = None
+    # The version of TLS that a WebSocket got.
+    tls: str | None = None
+
+    def enter(self, name: str, text: str) -> None:
+        """Begin a stage, or go on with it; `text` is what a timeout will say."""
+        self.stage = text
+        if name != self.name:
+            self.name = name
+            if self.on_enter is not None:
+                self.on_enter(name)
 
 
 def in_order(addresses: Sequence[tuple[int, Any]]) -> list[tuple[int, Any]]:
@@ -106,7 +122,7 @@ def dial(
     if not acquired:
         raise TimeoutError
     try:
-        progress.stage = f"resolving {target.host!r}"
+        progress.enter("resolve", f"resolving {target.host!r}")
         addresses = in_order(hub.names.resolve(target, progress.deadline))
         try:
             return _Race(target, config, progress, hub, sessions).run(addresses)
@@ -216,7 +232,7 @@ class _Race:
         return next_start(
             last.started,
             patience(self.config.attempt_delay, self.hub.handshakes.get(last.address)),
-            answered=last.connection is not None and last.connection.remote_address is not None,
+            answered=_heard(last),
             failed=last.failure is not None,
         )
 
@@ -237,8 +253,7 @@ class _Race:
 
     def _wait(self, due: float | None) -> None:
         """Wait until something has changed, or the next attempt is due."""
-        pending = " and ".join(each.where for each in self.attempts if each.failure is None)
-        self.progress.stage = "; ".join([f"shaking hands with {pending}", *self._failures()])
+        self._tell()
         left = self.progress.deadline.remaining()
         if due is not None:
             until_due = max(0.0, due - time.monotonic())
@@ -250,6 +265,18 @@ class _Race:
             for attempt in self.attempts:
                 if attempt.connection is not None:
                     attempt.connection.endpoint.drain()
+            self._tell()
+
+    def _tell(self) -> None:
+        """Say how far it has come."""
+        pending = " and ".join(each.where for each in self.attempts if each.failure is None)
+        if self.config.client_sockets is None and any(map(_answered_otherwise, self.attempts)):
+            pending += ", where something answers, but not by QUIC"
+        heard = any(map(_heard, self.attempts))
+        self.progress.enter(
+            "tls" if heard else "connect",
+            "; ".join([f"shaking hands with {pending}", *self._failures()]),
+        )
 
     def _failures(self) -> list[str]:
         """Say in clauses what went wrong so far."""
@@ -276,7 +303,7 @@ class _Race:
             except CertificateError:
                 connection.close(codes.QUIC_CRYPTO_ERROR + 42, "certificate hash mismatch")
                 raise
-        self.progress.stage = f"waiting for the HTTP/3 settings of {where}"
+        self.progress.enter("http3", f"waiting for the HTTP/3 settings of {where}")
         while not connection.protocol.ready and connection.closed is None:
             connection.wait_change(self.progress.deadline)
         if connection.closed is not None:
@@ -285,6 +312,17 @@ class _Race:
         if missing is not None:
             connection.close(codes.WT_REQUIREMENTS_NOT_MET, "WebTransport is not supported")
             raise RequirementsNotMet(missing)
+
+
+def _heard(attempt: _Attempt) -> bool:
+    """Whether anything of QUIC has come back from an address."""
+    return attempt.connection is not None and attempt.connection.remote_address is not None
+
+
+def _answered_otherwise(attempt: _Attempt) -> bool:
+    """Whether on a socket of its own an attempt got something that is no packet of its own."""
+    connection = attempt.connection
+    return connection is not None and connection.endpoint.stats["unrouted"] > 0
 
 
 def _failure(connection: WebTransportConnection, where: str, host: str) -> HandshakeError:
@@ -310,6 +348,10 @@ def _why(connection: WebTransportConnection, where: str, host: str) -> Handshake
     if 0 < alert < 256 and not closed.application:
         if alert in _CERTIFICATE_ALERTS and not closed.remote:
             return CertificateError(f"The certificate of {host!r} was not accepted: {text}.")
+        if alert == _NO_APPLICATION_PROTOCOL:
+            return HandshakeError(
+                f"The server at {where} speaks QUIC, but no HTTP/3: {text}.", stage="http3"
+            )
         return HandshakeError(
             f"{by} ended the TLS handshake with alert {alert}: {text}.", stage="tls"
         )

@@ -56,7 +56,7 @@ def adopt(given: Any, *, secure: bool) -> Any:
 
 def connect_unix(path: str | bytes | os.PathLike[str], progress: Progress) -> Any:
     """Return a socket that is connected to a Unix socket; waits for its backlog."""
-    progress.stage = f"connecting to {path!r}"
+    progress.enter("connect", f"connecting to {path!r}")
     sock = gevent.socket.socket(gevent.socket.AF_UNIX, gevent.socket.SOCK_STREAM)
     # The limit is connect()'s, not socket.setdefaulttimeout()'s.
     sock.settimeout(None)
@@ -85,7 +85,7 @@ def connect_tcp(
     Waits for the resolver and for the fastest. `options` are arguments of setsockopt(). Raises
     HandshakeError, stage "resolve" or "connect".
     """
-    progress.stage = f"resolving {target.host!r}"
+    progress.enter("resolve", f"resolving {target.host!r}")
     names = ClientHub.current().names
     addresses = in_order(names.resolve(target, progress.deadline))
     try:
@@ -148,7 +148,7 @@ class _Race:
 
     def _begin(self, address: Any) -> str:
         where = "{} port {}".format(*shown(address))
-        self.progress.stage = f"connecting to {where}"
+        self.progress.enter("connect", f"connecting to {where}")
         return where
 
     def _wait(self, due: float | None) -> None:

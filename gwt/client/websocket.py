@@ -57,6 +57,7 @@ def connect_websocket(
     max_redirects: int = 10,
     authority: str | None = None,
     sockopt: Sequence[tuple[Any, ...]] = (),
+    progress: Progress | None = None,
     **options: Any,
 ) -> WebSocket:
     """
@@ -69,15 +70,17 @@ def connect_websocket(
     `proxy` is the URL of an HTTP proxy that is asked for a tunnel by CONNECT (RFC 9110 9.3.6), and
     resolves the name; unless given, the environment may name one. At most `max_redirects` are
     followed. `authority` is the Host to ask for instead of the URL's; `sockopt` are arguments of
-    setsockopt(). A user and a password in the URL become Basic authorization (RFC 7617). Raises
-    SessionRejected with the HTTP status, CertificateError, HandshakeError with its stage,
-    ConfigError, or TimeoutError.
+    setsockopt(); `progress` is told how far it comes. A user and a password in the URL become Basic
+    authorization (RFC 7617). Raises SessionRejected with the HTTP status, CertificateError,
+    HandshakeError with its stage, ConfigError, or TimeoutError.
     """
     config = (config or ClientConfig()).update(**options)
     connecting = _Connecting(url, config, Cookies(cookies), max_redirects)
     connecting.set_way(sock, unix, sockopt)
     connecting.set_context(ssl)
     connecting.authority = authority
+    if progress is not None:
+        connecting.progress = progress
     return connecting.run()
 
 
@@ -231,7 +234,7 @@ class _Connecting:
             sock = self._connected(target)
             if target.scheme == "wss":
                 sock = self._secured(sock, target)
-            self.progress.stage = "waiting for the server to accept the WebSocket"
+            self.progress.enter("websocket", "waiting for the server to accept the WebSocket")
             return self._shake_hands(sock, target)
         except BaseException:
             if sock is not None:
@@ -259,9 +262,11 @@ class _Connecting:
             ) from exc
         try:
             if proxy.scheme == "https":
-                self.progress.stage = f"shaking hands by TLS with the proxy {proxy.authority}"
+                self.progress.enter(
+                    "connect", f"shaking hands by TLS with the proxy {proxy.authority}"
+                )
                 sock = tls.secure(sock, proxy.host, self._context(self.config.verify))
-            self.progress.stage = f"waiting for the proxy {proxy.authority}"
+            self.progress.enter("connect", f"waiting for the proxy {proxy.authority}")
             ask_for_tunnel(sock, proxy, target)
         except BaseException:
             sock.close()
@@ -273,9 +278,11 @@ class _Connecting:
 
     def _secured(self, sock: Any, target: Target) -> Any:
         config = self.config
-        self.progress.stage = "shaking hands by TLS"
+        self.progress.enter("tls", "shaking hands by TLS")
         context = self._context(config.verify and not self.hashes)
-        return tls.secure(sock, config.server_name or target.host, context, self.hashes)
+        secured = tls.secure(sock, config.server_name or target.host, context, self.hashes)
+        self.progress.tls = secured.version()
+        return secured
 
     # The handshake of RFC 6455
 

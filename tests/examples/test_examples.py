@@ -284,3 +284,22 @@ def test_monitor():
         "1 alert",
         "{'attempted': 12, 'successful': 9, 'failed': 3, 'success_rate': 0.75}",
     ]
+
+
+def test_connectivity():
+    *lines, no_name, tcp_alone = run("connectivity.py")
+    assert lines == [
+        "as it should be: webtransport, draft 16, TLSv1.3",
+        "another path: webtransport failed. The server rejected the session with HTTP status 404. "
+        "Is the path right?",
+        "not trusted: tls failed. The certificate of '127.0.0.1' was not accepted: self-signed "
+        "certificate. Give its authority as cafile=, or its hash as server_certificate_hashes=; "
+        "while developing, verify=False accepts any.",
+        "no TLS there: tls failed. The TLS handshake with '127.0.0.1' failed: the server answers, "
+        "but not by TLS. Is this the port of a server with TLS, and does it speak TLS 1.2 or "
+        "later?",
+    ]
+    # What the resolver says depends on the machine.
+    assert no_name.startswith("no such name: resolve failed. The name 'server.invalid' cannot be")
+    assert tcp_alone.startswith("TCP alone: connect failed. Nobody answers on UDP 127.0.0.1 port ")
+    assert "TCP answers there, UDP does not" in tcp_alone
