@@ -92,15 +92,19 @@ class _Connecting:
 
     def _open(self, connection: WebTransportConnection) -> WebTransportSession:
         """Return an accepted session on a connection that was made for it."""
+        session = self._try(connection)
+        if session is None:
+            connection.close()
+            raise HandshakeError("The server allows no stream for a session.", stage="webtransport")
+        return session
+
+    def _try(self, connection: WebTransportConnection) -> WebTransportSession | None:
+        """Ask for a session; a connection that has none when this fails is closed."""
         try:
-            session = self._request(connection)
-            if session is None:
-                raise HandshakeError(
-                    "The server allows no stream for a session.", stage="webtransport"
-                )
-            return session
+            return self._request(connection)
         except BaseException:
-            if not connection.sessions:
+            # Another one that has ended, and waits for the peer to confirm it, closes it then.
+            if not connection.sessions and len(connection.protocol.sessions) <= 1:
                 connection.close()
             raise
 
@@ -156,13 +160,15 @@ class _Connecting:
                 def forget(_: object) -> None:
                     if hub.shared.get(key) is made:
                         del hub.shared[key]
+                        if not lock.locked():
+                            hub.sharing.pop(key, None)
 
                 connection.on_end(forget)
         finally:
             lock.release()
             if not hub.shared.get(key):
                 hub.sharing.pop(key, None)
-        session = self._request(connection)
+        session = self._try(connection)
         return session if session is not None else self._open(self._dial())
 
 
