@@ -186,6 +186,8 @@ class _Check:
             return _about_certificate(str(error))
         if isinstance(error, RequirementsNotMet):
             return "Is WebTransport switched on at this server?"
+        if str(error).startswith("The proxy "):
+            return "It is the proxy that is asked: proxy=None goes there directly."
         if stage == "connect" and self.target is not None and self.target.scheme == "https":
             answer = error.__cause__
             if isinstance(answer, ConnectionClosed) and answer.remote:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import sys
 
 import gevent.subprocess
@@ -90,6 +91,33 @@ def test_debug_state_and_issues(server):
         "Low connection success rate: 85.00%",
         "Slow average connection time: 6.00s",
     ]
+
+
+def test_statistics_have_the_names_that_are_documented():
+    stats = gwt.ClientStats(created_at=5.0)
+    assert dataclasses.asdict(stats) == {
+        "created_at": 5.0,
+        "connections_attempted": 0,
+        "connections_successful": 0,
+        "connections_failed": 0,
+        "total_connect_time": 0.0,
+        "min_connect_time": float("inf"),
+        "max_connect_time": 0.0,
+    }
+    stats.connections_attempted, stats.connections_failed = 4, 1
+    for seconds in (1.0, 2.0, 6.0):
+        stats.count(seconds)
+    assert (stats.avg_connect_time, stats.success_rate) == (3.0, 0.75)
+    figures = stats.to_dict()
+    assert figures.pop("created_at") == 5.0 and figures.pop("uptime") > 0
+    assert figures == {
+        "connections": {"attempted": 4, "successful": 3, "failed": 1, "success_rate": 0.75},
+        "performance": {
+            "avg_connect_time": 3.0,
+            "min_connect_time": 1.0,
+            "max_connect_time": 6.0,
+        },
+    }
 
 
 def test_statistics_without_attempts():

@@ -21,7 +21,7 @@ from tests.helpers import eventually, spawn
 from tests.helpers.live import echo, serving, url
 from tests.helpers.raw import DRAFT16_SERVER
 from tests.helpers.strangeserver import close, reset, silence, status, strange, udp
-from tests.helpers.websockets import answering, redirect
+from tests.helpers.websockets import answering, proxying, redirect
 from tests.helpers.websockets import serving as serving_websockets
 from tests.helpers.websockets import url as websocket_url
 
@@ -398,6 +398,23 @@ class TestAnswers:
     def test_that_are_no_http(self):
         with answering(b"SSH-2.0-OpenSSH\r\n\r\n") as (base, _):
             failed(check(base), "websocket", "WebSocket server that listens")
+
+
+class TestProxies:
+    def test_that_refuse(self):
+        with proxying(answer=b"HTTP/1.1 403 Forbidden\r\n\r\n") as (place, _):
+            result = check("ws://name.test/", proxy=f"http://{place}")
+        failed(result, "connect", "The proxy", "HTTP status 403", "proxy=None")
+
+    def test_that_are_not_there(self):
+        with both() as (there, _):
+            result = check("ws://name.test/", proxy=there.replace("https", "http"))
+        failed(result, "connect", "The proxy", "cannot be reached", "proxy=None")
+
+    def test_that_lead_there(self):
+        with serving_websockets() as server, proxying(leads_to=server.address) as (place, asked):
+            assert check("ws://name.test/ws", proxy=f"http://{place}")["success"]
+        assert asked
 
 
 class TestLimits:

@@ -59,6 +59,22 @@ def test_it_watches_a_client_of_the_suite():
             assert monitor.get_metrics_summary() == {**summary, "is_monitoring": False}
 
 
+@pytest.mark.parametrize("kind", ["ReconnectingClient", "WebTransportBrowser"])
+def test_it_watches_every_client_of_the_suite(kind):
+    with serving(echo) as server:
+        config = gwt.ClientConfig(server_certificate_hashes=[server.certificate_hash])
+        there = [url(server)] if kind == "ReconnectingClient" else []
+        with getattr(gwt, kind)(*there, config=config) as client:
+            if there:
+                assert client.get_session(wait_timeout=5) is not None
+            else:
+                client.navigate(url(server))
+            with gwt.ClientMonitor(client) as monitor:
+                latest = monitor.get_metrics_summary()["latest_metrics"]
+        assert latest["stats"]["connections"]["successful"] == 1
+        assert monitor.get_metrics_summary()["recent_alerts"] == []
+
+
 def test_alerts_have_a_type_a_message_and_the_time():
     client = Client(attempted=20, rate=0.85, average=6.0)
     monitor = gwt.ClientMonitor.create(client=client, monitoring_interval=1)
