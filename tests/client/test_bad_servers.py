@@ -73,13 +73,9 @@ def refused(there, kind, stage, *words, **options):
 def closed_port():
     """A port where nobody listens, by UDP or TCP."""
     with socket.socket() as tcp:
-        while True:
-            tcp.bind(("127.0.0.1", 0))
-            with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as free:
-                free.bind(tcp.getsockname())
-            # TCP's stays bound, but does not listen.
-            yield tcp.getsockname()[1]
-            return
+        # It stays bound, so that nobody gets it, but does not listen.
+        tcp.bind(("127.0.0.1", 0))
+        yield tcp.getsockname()[1]
 
 
 @EVERY
