@@ -7,6 +7,7 @@ tunnel is while it lives is a stream: stream.py has that.
 
 from __future__ import annotations
 
+import time
 from types import TracebackType
 from typing import Any, Self
 
@@ -31,6 +32,7 @@ from ..stream import WebTransportStream
 from ..tunnel import Tunnel
 from ..version import VERSION
 from .dial import Progress, dial
+from .stats import ClientStats
 from .target import Headers, Target, pairs, parse_url
 
 __all__ = ["WebTransportProxy"]
@@ -60,6 +62,7 @@ class WebTransportProxy:
         # Who makes the connection, while the others wait for it.
         self._dialling = BoundedSemaphore(1)
         self._tunnels: set[Tunnel] = set()
+        self._stats = ClientStats()
         self._is_closed = False
 
     @classmethod
@@ -75,6 +78,11 @@ class WebTransportProxy:
     def is_closed(self) -> bool:
         """Whether close() was called."""
         return self._is_closed
+
+    @property
+    def stats(self) -> dict[str, Any]:
+        """Statistics of all tunnels so far, as WebTransportClient's of its sessions."""
+        return self._stats.to_dict()
 
     @property
     def connection(self) -> WebTransportConnection | None:
@@ -99,6 +107,19 @@ class WebTransportProxy:
         """
         if self._is_closed:
             raise ClientError("The proxy client is closed.", target_url=target_url)
+        self._stats.connections_attempted += 1
+        began = time.monotonic()
+        try:
+            stream = self._through(target_url, proxy_headers, timeout)
+        except BaseException:
+            self._stats.connections_failed += 1
+            raise
+        self._stats.count(time.monotonic() - began)
+        return stream
+
+    def _through(
+        self, target_url: str, proxy_headers: Headers | None, timeout: float | None
+    ) -> WebTransportStream:
         progress = Progress(Deadline(timeout))
         shown = "the target"
         try:

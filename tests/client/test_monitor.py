@@ -13,6 +13,7 @@ import pytest
 import gwt
 from tests.helpers import eventually, spawn
 from tests.helpers.live import echo, serving, url
+from tests.helpers.targets import reaching, service
 
 
 class Client:
@@ -73,6 +74,16 @@ def test_it_watches_every_client_of_the_suite(kind):
                 latest = monitor.get_metrics_summary()["latest_metrics"]
         assert latest["stats"]["connections"]["successful"] == 1
         assert monitor.get_metrics_summary()["recent_alerts"] == []
+
+
+def test_it_watches_a_proxy_client_whose_connects_are_tunnels():
+    with service() as target, reaching(target) as (_, proxy), gwt.ClientMonitor(proxy) as monitor:
+        proxy.connect_through_proxy(target).abort()
+        with pytest.raises(gwt.ClientError):
+            proxy.connect_through_proxy("no target")
+        monitor.check()
+        counted = monitor.get_metrics_summary()["latest_metrics"]["stats"]["connections"]
+    assert counted == {"attempted": 2, "successful": 1, "failed": 1, "success_rate": 0.5}
 
 
 def test_alerts_have_a_type_a_message_and_the_time():
