@@ -60,16 +60,33 @@ def test_it_watches_a_client_of_the_suite():
             assert monitor.get_metrics_summary() == {**summary, "is_monitoring": False}
 
 
-@pytest.mark.parametrize("kind", ["ReconnectingClient", "WebTransportBrowser"])
-def test_it_watches_every_client_of_the_suite(kind):
+@pytest.mark.parametrize(
+    ("make", "use"),
+    [
+        (
+            lambda there, config: gwt.ReconnectingClient(there, config=config),
+            lambda client, there: client.get_session(wait_timeout=5),
+        ),
+        (
+            lambda there, config: gwt.WebTransportBrowser(config=config),
+            lambda client, there: client.navigate(there),
+        ),
+        (
+            lambda there, config: gwt.ClientPool(configs=[config]),
+            lambda client, there: client.connect_all(there),
+        ),
+        (
+            lambda there, config: gwt.PooledClient(config=config),
+            lambda client, there: client.return_session(client.get_session(there)),
+        ),
+    ],
+    ids=["ReconnectingClient", "WebTransportBrowser", "ClientPool", "PooledClient"],
+)
+def test_it_watches_every_client_of_the_suite(make, use):
     with serving(echo) as server:
         config = gwt.ClientConfig(server_certificate_hashes=[server.certificate_hash])
-        there = [url(server)] if kind == "ReconnectingClient" else []
-        with getattr(gwt, kind)(*there, config=config) as client:
-            if there:
-                assert client.get_session(wait_timeout=5) is not None
-            else:
-                client.navigate(url(server))
+        with make(url(server), config) as client:
+            use(client, url(server))
             with gwt.ClientMonitor(client) as monitor:
                 latest = monitor.get_metrics_summary()["latest_metrics"]
         assert latest["stats"]["connections"]["successful"] == 1
