@@ -15,7 +15,7 @@ from typing import NoReturn
 
 import gwt
 
-from . import cert, connect, serve
+from . import bench, cert, connect, serve
 from .display import escaped
 
 __all__ = ["main"]
@@ -24,7 +24,7 @@ FAILED = 1
 USAGE = 2
 INTERRUPTED = 130
 
-_COMMANDS = {"serve": serve, "connect": connect, "cert": cert}
+_COMMANDS = {"serve": serve, "connect": connect, "bench": bench, "cert": cert}
 
 
 class _Parser(argparse.ArgumentParser):
