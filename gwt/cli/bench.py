@@ -38,6 +38,9 @@ _LARGEST_UPLOAD = 2**40
 _TICK = 0.05
 _REDRAW = 0.25
 
+# A timer that fires later than this had to wait for its hub.
+_LATE = 0.005
+
 # Descriptors for everything but WebSockets.
 _SPARE = 64
 
@@ -119,7 +122,8 @@ def run(args: argparse.Namespace) -> int:
         loss_timeout=args.loss_timeout,
         rate=args.rate,
     )
-    _make_room(args.clients)
+    if load.url.lower().startswith("ws"):
+        _make_room(args.clients)
     # An interrupt that Python raises in the hub would be printed there.
     watcher = gevent.signal_handler(
         signal.SIGINT, gevent.kill, gevent.getcurrent(), KeyboardInterrupt
@@ -201,14 +205,17 @@ def _make_room(clients: int) -> None:
 def _run(load: Load, duration: float, as_json: bool) -> int:
     window = _Window(load)
     try:
-        with Progress() as progress:
-            window.connect(progress)
-            window.measure(progress, duration)
+        try:
+            with Progress() as progress:
+                window.connect(progress)
+                window.measure(progress, duration)
+        except KeyboardInterrupt:
+            window.interrupted = True
+        finally:
+            load.stop()
     except KeyboardInterrupt:
+        # Whoever asks twice does not want to wait until all have left.
         window.interrupted = True
-    finally:
-        load.stop()
-        load.close()
     if not len(window.latency) and not window.interrupted:
         raise load.tally.first or TimeoutError(
             f"No operation finished within {duration:g} s: a longer --duration is needed."
@@ -232,6 +239,8 @@ class _Window:
         self.connecting = 0.0
         self.duration = 0.0
         self.cpu = 0.0
+        self.ticks = 0
+        self.late = 0
         self.ended = 0
         self.interrupted = False
 
@@ -258,31 +267,38 @@ class _Window:
         load = self.load
         if not load.connected:
             return
-        go = load.ready()
         progress.begin(load.mode, duration)
         # What there is now stays: a full collection among thousands of clients would take longer
         # than most answers.
         gc.collect()
         gc.freeze()
-        began, cpu = time.perf_counter(), time.process_time()
-        go.set()
         try:
-            self._wait(progress, began, duration)
+            load.start()
+            load.forget()
+            began, cpu = time.perf_counter(), time.process_time()
+            try:
+                self._wait(progress, began, duration)
+            finally:
+                self.duration = time.perf_counter() - began
+                self.cpu = time.process_time() - cpu
+                self.ended = load.connected - load.working
+                self.latency.take(load.tally.times)
         finally:
-            self.duration = time.perf_counter() - began
-            self.cpu = time.process_time() - cpu
-            self.ended = load.connected - load.working
-            self.latency.take(load.tally.times)
             gc.unfreeze()
 
     def _wait(self, progress: Progress, began: float, duration: float) -> None:
         load, tally, drawn = self.load, self.load.tally, began
-        now = began
-        while (left := began + duration - now) > 0 and load.working:
-            pause = min(_TICK, left)
+        now, end = began, began + duration
+        while load.working:
+            # What takes longer than the window is waited for, once.
+            if now >= end and (len(self.latency) or now >= end + load.timeout):
+                return
+            pause = min(_TICK, end - now) if now < end else _TICK
             gevent.sleep(pause)
             before, now = now, time.perf_counter()
             self.lateness.add([round(1e9 * max(0.0, now - before - pause))])
+            self.ticks += 1
+            self.late += now - before - pause > _LATE
             self.latency.take(tally.times)
             if now - drawn >= _REDRAW:
                 drawn = now
@@ -303,6 +319,7 @@ class _Window:
             connecting=self.connecting,
             duration=self.duration,
             cpu=self.cpu,
+            late=self.late / self.ticks if self.ticks else 0.0,
             latency=self.latency,
             connects=self.connects,
             lateness=self.lateness,

@@ -13,7 +13,6 @@ from contextlib import suppress
 from typing import Any
 
 import gevent
-from gevent.event import Event
 from gevent.pool import Group, Pool
 
 import gwt
@@ -28,6 +27,9 @@ CONNECTING = 64
 
 # The first datagram may get lost, too.
 _WARM_UPS = 3
+
+# Between the starts of so many clients.
+_STEP = 0.05
 
 # Until a client whose connect failed tries again: a server is not to be hammered.
 _PAUSE = 0.1
@@ -90,6 +92,7 @@ class Load:
         # Of each client that is ready.
         self._operations: list[Operation] = []
         self._workers = Group()
+        self._stopping = False
         self._wrong_usage: gwt.ConfigError | None = None
 
     @property
@@ -160,26 +163,33 @@ class Load:
 
     # The window
 
-    def ready(self) -> Event:
-        """Make a greenlet for each client that is connected; they begin when the event is set."""
-        go = Event()
-        for number, once in enumerate(self._operations):
-            self._workers.spawn(self._work, once, go, number)
-        # Until each has come as far as the event.
-        gevent.sleep(0)
-        return go
+    def start(self) -> None:
+        """
+        Let all clients begin that are connected, some at a time; waits until the last one has.
 
-    def _work(self, once: Operation, go: Event, number: int) -> None:
-        go.wait()
+        Thousands of packets at once would be lost before the server's socket, and none of them
+        would be heard of again before the window was over.
+        """
+        for number, once in enumerate(self._operations, 1):
+            self._workers.spawn(self._work, once, number)
+            if number % CONNECTING == 0:
+                gevent.sleep(_STEP)
+        gevent.sleep(0)
+
+    def _work(self, once: Operation, number: int) -> None:
         try:
             if self.rate is None:
                 self._closed_loop(once)
             else:
                 self._open_loop(once, number)
         except TimeoutError:
-            self.tally.failed(self._unanswered())
+            self._ended(self._unanswered())
         except (gwt.GwtError, OSError) as exc:
-            self.tally.failed(exc)
+            self._ended(exc)
+
+    def _ended(self, error: Exception) -> None:
+        if not self._stopping:
+            self.tally.failed(error)
 
     def _closed_loop(self, once: Operation) -> None:
         """Begin an operation when the last one has ended."""
@@ -222,14 +232,21 @@ class Load:
         if self.mode == "datagram":
             self.tally.lost += 1
 
-    def stop(self) -> None:
-        """End all clients."""
-        self._workers.kill()
+    def forget(self) -> None:
+        """Count from now on only; errors stay."""
+        self.tally.times.clear()
+        self.tally.lost = 0
 
-    def close(self) -> None:
-        """Close all connections; waits for WebSockets to say good-bye, but not for long."""
+    def stop(self) -> None:
+        """
+        End all clients, and close their connections; waits, but not for long.
+
+        The server is to hear of it, so that not all says good-bye at once either.
+        """
+        self._stopping = True
         deadline = time.monotonic() + _PARTING
         connections, self._connections = self._connections, []
+        # Before the clients end: what still comes is then no work any more.
         for number, connection in enumerate(connections, 1):
             if isinstance(connection, gwt.WebSocket):
                 connection.begin_close(within=_PARTING)
@@ -237,6 +254,7 @@ class Load:
                 connection.connection.close()
             if number % CONNECTING == 0:
                 gevent.sleep(0)
+        self._workers.kill()
         for connection in connections:
             if isinstance(connection, gwt.WebSocket):
                 try:

@@ -84,6 +84,7 @@ def figures(
     connecting: float,
     duration: float,
     cpu: float,
+    late: float,
     latency: Distribution,
     connects: Distribution,
     lateness: Distribution,
@@ -117,15 +118,16 @@ def figures(
         "latency_ms": latency.milliseconds(),
         "connect_ms": connects.milliseconds(),
         "client_cpu": round(used, 3),
+        "hub_late": round(late, 3),
         "hub_lateness_ms": lateness.milliseconds(),
-        "limited_by": limit(used, per_second, rate),
+        "limited_by": limit(used, late, per_second, rate),
         "interrupted": interrupted,
     }
 
 
-def limit(cpu: float, rate: float, target: float | None) -> str:
+def limit(cpu: float, late: float, rate: float, target: float | None) -> str:
     """Return what kept the rate from being higher, as far as that can be seen from here."""
-    if cpu >= BUSY:
+    if cpu >= BUSY or late >= BUSY:
         return "client"
     if target is not None and rate >= target * _AS_ASKED:
         return "rate"
@@ -136,16 +138,22 @@ def advice(result: dict[str, Any]) -> str:
     """Return one line: what the limit was, and what to do about it."""
     share = f"{result['client_cpu']:.0%} of a core"
     match result["limited_by"]:
-        case "client":
+        case "client" if result["client_cpu"] >= BUSY:
             return (
                 f"The client was the limit: it used {share}. Run several gwt bench processes at "
                 "once, on other machines if this one has no cores left, and add up their rates."
+            )
+        case "client":
+            return (
+                f"The client was the limit: it used {share}, and was late with "
+                f"{result['hub_late']:.0%} of its timers. Others keep this machine busy: run gwt "
+                "bench on another."
             )
         case "rate":
             return f"The rate that was asked for was reached; the client used {share}."
         case _:
             return (
-                f"The client was not the limit: it used {share}. The server, the network or the "
+                f"The client was not the limit, it used {share}: the server, the network or the "
                 "number of clients was."
             )
 

@@ -6,6 +6,7 @@ Never imports gwt.server.
 
 from __future__ import annotations
 
+from .benchmark import benchmark_client_performance
 from .browser import WebTransportBrowser
 from .client import WebTransportClient
 from .connecting import connect
@@ -28,6 +29,7 @@ __all__ = [
     "WebTransportBrowser",
     "WebTransportClient",
     "WebTransportProxy",
+    "benchmark_client_performance",
     "connect",
     "create_connection",
     "test_client_connectivity",

@@ -24,7 +24,7 @@ from ..errors import ConfigError, GwtError, HandshakeError, SessionRejected
 from ..net.waiting import Deadline
 from ..options import bad
 from ..websocket import WebSocket
-from .client import connect
+from .connecting import connect
 from .target import parse_url
 from .websocket import SCHEMES
 
@@ -62,7 +62,11 @@ def benchmark_client_performance(
     p99.9, nearest rank). Raises ConfigError for what is wrong with the arguments.
     """
     _check(num_requests=num_requests, concurrent_requests=concurrent_requests)
-    if isinstance(timeout, bool) or not isinstance(timeout, (int, float)) or not timeout > 0:
+    if (
+        isinstance(timeout, bool)
+        or not isinstance(timeout, (int, float))
+        or not 0 < timeout < math.inf
+    ):
         raise bad("timeout", timeout, "a positive number of seconds")
     if progress is not None and not callable(progress):
         raise bad("progress", progress, "callable, or None")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import re
 import signal
 import socket
 import sys
@@ -235,6 +236,17 @@ def test_dns_server():
             if server.poll() is None:
                 server.kill()
     assert (server.returncode, out) == (0, b"")
+
+
+def test_benchmark():
+    *lines, times = run("benchmark.py")
+    assert lines == [
+        "50 requests are done",
+        "40 of them succeeded",
+        "10 SessionRejected 503 The server rejected the session with HTTP status 503.",
+    ]
+    half, most = map(float, re.fullmatch(r"p50 ([\d.]+) ms, p99 ([\d.]+) ms", times).groups())
+    assert 0 < half <= most
 
 
 def test_thousands_of_clients():
