@@ -46,7 +46,7 @@ def test_wrong_usage_is_one_line_and_exit_code_2(capsys, argv, named):
     assert named in captured.err
 
 
-@pytest.mark.parametrize("command", ["serve", "connect", "cert"])
+@pytest.mark.parametrize("command", ["serve", "connect", "bench", "cert"])
 def test_every_command_has_help(capsys, command):
     assert cli.main([command, "--help"]) == 0
     assert f"usage: gwt {command}" in capsys.readouterr().out
