@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import time
 from collections import Counter
+from collections.abc import Callable
 from contextlib import suppress
 from typing import Any
 
@@ -170,18 +171,21 @@ class Load:
         Thousands of packets at once would be lost before the server's socket, and none of them
         would be heard of again before the window was over.
         """
+        interval = None if self.rate is None else round(1e9 * self.connected / self.rate)
+        began = clock()
         for number, once in enumerate(self._operations, 1):
-            self._workers.spawn(self._work, once, number)
-            if number % CONNECTING == 0:
-                gevent.sleep(_STEP)
+            if interval is None:
+                self._workers.spawn(self._work, self._closed_loop, once)
+                if number % CONNECTING == 0:
+                    gevent.sleep(_STEP)
+            else:
+                due = began + interval * number // self.connected
+                self._workers.spawn(self._work, self._open_loop, once, due, interval)
         gevent.sleep(0)
 
-    def _work(self, once: Operation, number: int) -> None:
+    def _work(self, loop: Callable[..., None], *args: Any) -> None:
         try:
-            if self.rate is None:
-                self._closed_loop(once)
-            else:
-                self._open_loop(once, number)
+            loop(*args)
         except TimeoutError:
             self._ended(self._unanswered())
         except (gwt.GwtError, OSError) as exc:
@@ -206,16 +210,13 @@ class Load:
             if leave is not None:
                 leave(opened)
 
-    def _open_loop(self, once: Operation, number: int) -> None:
+    def _open_loop(self, once: Operation, due: int, interval: int) -> None:
         """
         Begin an operation when it is due, or late; its time counts from when it was due.
 
         So a server that stops for a second is slow for all that was due in that second.
         """
-        assert self.rate is not None
         finished = self.tally.times.append
-        interval = round(1e9 * self.connected / self.rate)
-        due = clock() + interval * number // self.connected
         while True:
             while (early := due - clock()) > 0:
                 gevent.sleep(early / 1e9)

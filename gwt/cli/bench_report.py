@@ -20,8 +20,12 @@ __all__ = ["Distribution", "Progress", "advice", "figures", "print_table"]
 _LONGEST = 3_600_000_000
 _DIGITS = 3
 
-# From this fraction of a core on it is this process that cannot do more.
-BUSY = 0.9
+# From this fraction of a core on it is this process that cannot do more; or, from this fraction of
+# timers that are late, this machine.
+_BUSY = 0.9
+
+# From this fraction of late timers on, the latencies are not the server's alone.
+_NOTABLE = 0.25
 
 # An open loop that got this much of its rate was held up by nothing else.
 _AS_ASKED = 0.99
@@ -127,7 +131,7 @@ def figures(
 
 def limit(cpu: float, late: float, rate: float, target: float | None) -> str:
     """Return what kept the rate from being higher, as far as that can be seen from here."""
-    if cpu >= BUSY or late >= BUSY:
+    if cpu >= _BUSY or late >= _BUSY:
         return "client"
     if target is not None and rate >= target * _AS_ASKED:
         return "rate"
@@ -138,7 +142,7 @@ def advice(result: dict[str, Any]) -> str:
     """Return one line: what the limit was, and what to do about it."""
     share = f"{result['client_cpu']:.0%} of a core"
     match result["limited_by"]:
-        case "client" if result["client_cpu"] >= BUSY:
+        case "client" if result["client_cpu"] >= _BUSY:
             return (
                 f"The client was the limit: it used {share}. Run several gwt bench processes at "
                 "once, on other machines if this one has no cores left, and add up their rates."
@@ -152,9 +156,11 @@ def advice(result: dict[str, Any]) -> str:
         case "rate":
             return f"The rate that was asked for was reached; the client used {share}."
         case _:
+            late = result["hub_late"]
+            own = f" But {late:.0%} of its timers were late: some of the latency may be its own."
             return (
                 f"The client was not the limit, it used {share}: the server, the network or the "
-                "number of clients was."
+                f"number of clients was.{own if late >= _NOTABLE else ''}"
             )
 
 
