@@ -11,7 +11,6 @@ import argparse
 import gc
 import json
 import math
-import resource
 import signal
 import sys
 import time
@@ -187,16 +186,11 @@ def _wrong(name: str, value: object, wanted: str) -> gwt.ConfigError:
 
 
 def _make_room(clients: int) -> None:
-    """Raise the soft limit of descriptors, since each WebSocket has one."""
-    needed = clients + _SPARE
-    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    if soft == resource.RLIM_INFINITY or soft >= needed:
-        return
-    if hard != resource.RLIM_INFINITY and hard < needed:
+    limit = gwt.raise_descriptor_limit()
+    if limit < clients + _SPARE:
         raise _wrong(
-            "clients", clients, f"at most {hard - _SPARE}: the limit of descriptors is {hard}"
+            "clients", clients, f"at most {limit - _SPARE}: the limit of descriptors is {limit}"
         )
-    resource.setrlimit(resource.RLIMIT_NOFILE, (needed, hard))
 
 
 # The run
