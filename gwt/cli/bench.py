@@ -20,6 +20,8 @@ import gevent
 
 import gwt
 
+from ..client.target import parse_url
+from ..client.websocket import SCHEMES
 from .bench_load import CONNECTING, Load
 from .bench_operations import MODES, NUMBER, WEBTRANSPORT_ONLY
 from .bench_report import Distribution, Progress, figures, print_table
@@ -152,6 +154,11 @@ def _url(url: str, mode: str) -> str:
     if not split.path:
         split = split._replace(path="/upload" if mode == "upload" else "/echo")
     return split.geturl()
+
+
+def _shown(url: str) -> str:
+    """Return the URL without its password, if it has one."""
+    return parse_url(url, {"https": 443, **SCHEMES}, users=True).url
 
 
 def _size(args: argparse.Namespace) -> int:
@@ -303,7 +310,7 @@ class _Window:
         """Return what was measured."""
         load = self.load
         return figures(
-            url=load.url,
+            url=_shown(load.url),
             mode=load.mode,
             clients=load.clients,
             connected=load.connected,

@@ -123,6 +123,13 @@ def test_websocket_over_tls(run, tmp_path):
     assert measured["connected"] == 3 and measured["operations"] > 0 and not measured["errors"]
 
 
+def test_password_in_the_url_is_not_shown(run, server):
+    url = websocket(server)[0].replace("://", "://ann:secret@")
+    result = run("bench", url, *SHORT)
+    assert result.code == 0
+    assert b"secret" not in result.stdout and b"***@" in result.stdout
+
+
 def test_table_is_text_without_escapes_where_there_is_no_terminal(run, server):
     result = run("bench", *webtransport(server), "--mode", "datagram", "--duration", "0.3")
     assert (result.code, result.stderr) == (0, "")
