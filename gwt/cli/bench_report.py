@@ -25,7 +25,7 @@ _DIGITS = 3
 _BUSY = 0.9
 
 # From this fraction of late timers on, the latencies are not the server's alone.
-_NOTABLE = 0.25
+_NOTABLE = 0.5
 
 # An open loop that got this much of its rate was held up by nothing else.
 _AS_ASKED = 0.99

@@ -526,7 +526,7 @@ def test_what_the_limit_was(cpu, late, rate, target, limited_by):
     assert limit(cpu, late, rate, target) == limited_by
     line = advice({"client_cpu": cpu, "hub_late": late, "limited_by": limited_by})
     assert f"{cpu:.0%} of a core" in line and "\n" not in line
-    own = limited_by == "server or network" and late >= 0.25
+    own = limited_by == "server or network" and late >= 0.5
     assert ("may be its own" in line) == own
     assert ("on another" in line or "several gwt bench processes" in line) == (
         limited_by == "client"
