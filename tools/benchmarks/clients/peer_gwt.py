@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import json
 import sys
 import time
@@ -55,6 +56,8 @@ class Client:
 
 def main() -> None:
     client = Client(int(sys.argv[1]))
+    gc.collect()
+    gc.freeze()
     for line in FileObjectPosix(sys.stdin.fileno(), "rb", close=False):
         command = json.loads(line)
         what = command.pop("do")

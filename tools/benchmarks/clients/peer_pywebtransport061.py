@@ -7,6 +7,7 @@ It is aioquic on asyncio. Its log is off, and the certificate is not verified, a
 from __future__ import annotations
 
 import asyncio
+import gc
 import json
 import logging
 import ssl
@@ -52,6 +53,8 @@ async def main() -> None:
     )
     async with pywebtransport.WebTransportClient(config=config) as transport:
         client = Client(int(sys.argv[1]), transport)
+        gc.collect()
+        gc.freeze()
         while line := await asyncio.to_thread(sys.stdin.readline):
             command = json.loads(line)
             what = command.pop("do")
