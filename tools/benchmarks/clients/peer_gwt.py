@@ -31,9 +31,14 @@ class Client:
     def establish(self, count: int, at_once: int) -> dict[str, Any]:
         def one_after_another() -> None:
             for _ in range(count // at_once):
-                gwt.connect(self.urls["session"], config=self.config).close()
+                self.held.append(gwt.connect(self.urls["session"], config=self.config))
 
         gevent.joinall([gevent.spawn(one_after_another) for _ in range(at_once)], raise_error=True)
+        return {}
+
+    def close(self) -> dict[str, Any]:
+        held, self.held = self.held, []
+        gevent.joinall([gevent.spawn(each.close) for each in held], raise_error=True)
         return {}
 
     def hold(self, kind: str, count: int) -> dict[str, Any]:

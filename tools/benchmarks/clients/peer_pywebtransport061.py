@@ -33,10 +33,14 @@ class Client:
     async def establish(self, count: int, at_once: int) -> dict[str, Any]:
         async def one_after_another() -> None:
             for _ in range(count // at_once):
-                session = await self.client.connect(url=self.url)
-                await session.close()
+                self.held.append(await self.client.connect(url=self.url))
 
         await asyncio.gather(*(one_after_another() for _ in range(at_once)))
+        return {}
+
+    async def close(self) -> dict[str, Any]:
+        held, self.held = self.held, []
+        await asyncio.gather(*(each.close() for each in held))
         return {}
 
     async def hold(self, kind: str, count: int) -> dict[str, Any]:

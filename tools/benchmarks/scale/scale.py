@@ -38,6 +38,9 @@ AT_A_TIME = 500
 
 PHASES = ("connected", "echoed", "closed")
 
+# How many are told to go on in a turn of the loop.
+SLICE = 100
+
 # After how many connects the collector is told to leave alone what is there.
 FREEZE = 250
 
@@ -139,18 +142,23 @@ class Crowd:
         gc.freeze()
         before, ticker = resident(), Ticker()
         phases: list[Phase] = []
-        greenlets = []
+        greenlets: list[gevent.Greenlet] = []
         held = 0
         for what in PHASES:
             self.working = self.count
             self.done.clear()
             began, spent = time.perf_counter(), time.process_time()
             ticker.start()
-            if not greenlets:
-                greenlets = [gevent.spawn(self.one, go) for go in self.go]
-            else:
-                for go in self.go:
+            first = not greenlets
+            for number, go in enumerate(self.go):
+                if first:
+                    greenlets.append(gevent.spawn(self.one, go))
+                else:
                     go.set()
+                # Telling thousands is work, too, that would keep others waiting.
+                if not number % SLICE:
+                    gc.freeze()
+                    gevent.sleep(0)
             self.done.wait()
             seconds, cpu = time.perf_counter() - began, time.process_time() - spent
             phases.append(Phase(what, seconds, cpu, ticker.stop()))
