@@ -173,6 +173,16 @@ def test_websocket_client():
     ]
 
 
+def test_client():
+    assert run("client.py") == [
+        "hello ann",
+        "hello bob",
+        "failed: The server rejected the session with HTTP status 404.",
+        "2 of 3 connects succeeded",
+        "issues: []",
+    ]
+
+
 def test_client_pool():
     assert run("client_pool.py") == [
         "you are ann",
