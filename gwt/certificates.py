@@ -15,13 +15,16 @@ import os
 import re
 import ssl
 import tempfile
+import warnings
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from functools import lru_cache
 from pathlib import Path
 from typing import TypeAlias
 
+import certifi
 from cryptography import x509
 from cryptography.exceptions import UnsupportedAlgorithm
 from cryptography.hazmat.primitives import hashes as digests
@@ -36,10 +39,12 @@ from cryptography.hazmat.primitives.serialization import (
 from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 
 from .errors import CertificateError, ConfigError
+from .protocol.quictrust import Authorities
 
 __all__ = [
     "Certificate",
     "PrivateKey",
+    "authorities",
     "check_authorities",
     "check_pinned",
     "generate",
@@ -64,6 +69,9 @@ _LONGEST = timedelta(days=14) - timedelta(seconds=1)
 _CLOCK_SKEW = timedelta(hours=1)
 
 _CERTIFICATE_PEM = b"-----BEGIN CERTIFICATE-----"
+_CERTIFICATES_PEM = re.compile(
+    rb"-----BEGIN CERTIFICATE-----.*?-----END CERTIFICATE-----", re.DOTALL
+)
 _KEY_PEM = re.compile(rb"-----BEGIN ([A-Z0-9 ]*PRIVATE KEY)-----.*?-----END \1-----", re.DOTALL)
 
 
@@ -215,6 +223,29 @@ def _read_authorities(cafile: str, *_version: int) -> None:
     # By the same code of OpenSSL that reads it when a server shows its certificate. Once for each
     # version of a file: a bundle of authorities takes some milliseconds.
     ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT).load_verify_locations(cafile)
+
+
+def authorities(cafile: str | os.PathLike[str] | None) -> Authorities | None:
+    """Return the certificates of a file, or certifi's; None if it cannot be read now."""
+    path = certifi.where() if cafile is None else os.fspath(cafile)
+    try:
+        about = os.stat(path)
+        return _authorities(path, about.st_mtime_ns, about.st_size)
+    except OSError:
+        return None
+
+
+@lru_cache(4)
+def _authorities(path: str, *_version: int) -> Authorities:
+    found = []
+    with warnings.catch_warnings():
+        # An authority whose serial number is not as RFC 5280 wants it is none of a client's affair.
+        warnings.simplefilter("ignore")
+        for pem in _CERTIFICATES_PEM.findall(Path(path).read_bytes()):
+            # Who leads to one that cannot be read is left to aioquic, and so to OpenSSL.
+            with suppress(ValueError):
+                found.append(x509.load_pem_x509_certificate(pem))
+    return Authorities(found)
 
 
 def matches(der: bytes, hashes: Sequence[bytes]) -> bool:

@@ -164,10 +164,12 @@ class _Race:
         # Of all attempts.
         self.changed = Signal()
         self.hashes = [certificate_hash(value) for value in config.server_certificate_hashes]
+        verify = config.verify and not self.hashes
         self.options = QuicOptions.of(
             config,
             is_client=True,
-            verify=config.verify and not self.hashes,
+            verify=verify,
+            authorities=certificates.authorities(config.cafile) if verify else None,
             cafile=None if config.cafile is None else str(config.cafile),
             server_name=config.server_name or target.host,
         )

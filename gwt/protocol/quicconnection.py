@@ -29,6 +29,7 @@ from .quicreset import PartialResets
 from .quicsend import Sending
 from .quicstream import Stream
 from .quictls import Exporter
+from .quictrust import TrustingContext
 from .seam import CONNECTION_WINDOW, MOMENT, SILENT, Address, QuicOptions, SendBudget
 
 __all__ = ["Connection"]
@@ -98,6 +99,7 @@ class Connection(Guard, PartialResets, Sending):
         self.frames_lost = 0
         self.progress: set[int | None] = set()
         self.exporter: Exporter | None = None
+        self._authorities = options.authorities if options.verify else None
         self._logger = SILENT
         for limit in (self._local_max_streams_bidi, self._local_max_streams_uni):
             limit.value = limit.sent = options.max_incoming_streams
@@ -105,6 +107,9 @@ class Connection(Guard, PartialResets, Sending):
 
     def _initialize(self, peer_cid: bytes) -> None:
         super()._initialize(peer_cid)
+        if self._authorities is not None:
+            self.tls.__class__ = TrustingContext
+            self.tls.authorities = self._authorities  # type: ignore[attr-defined]
         if self._quic_logger is None:
             for pair in self._cryptos.values():
                 quiet_keys(pair)

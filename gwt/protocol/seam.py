@@ -68,6 +68,8 @@ class QuicOptions:
     # Client: whom to trust, and the name to verify.
     verify: bool = True
     cafile: str | None = None
+    # What is in that file, or in certifi's; None: it is read for each handshake.
+    authorities: Any = None
     server_name: str | None = None
 
     @classmethod

@@ -22,16 +22,21 @@ PATIENCE = 120.0
 class Client:
     """What the bench asks for."""
 
-    def __init__(self, port: int) -> None:
+    def __init__(self, port: str, secure: str, cafile: str) -> None:
         self.urls = {"session": f"https://127.0.0.1:{port}{ECHO}"}
         self.urls["websocket"] = f"ws://127.0.0.1:{port}{ECHO}"
+        self.secure = f"https://127.0.0.1:{secure}{ECHO}"
         self.config = gwt.ClientConfig(verify=False, connect_timeout=PATIENCE)
+        self.verifying = gwt.ClientConfig(cafile=cafile, connect_timeout=PATIENCE)
         self.held: list[Any] = []
 
-    def establish(self, count: int, at_once: int) -> dict[str, Any]:
+    def establish(self, count: int, at_once: int, verify: bool) -> dict[str, Any]:
+        url = self.secure if verify else self.urls["session"]
+        config = self.verifying if verify else self.config
+
         def one_after_another() -> None:
             for _ in range(count // at_once):
-                self.held.append(gwt.connect(self.urls["session"], config=self.config))
+                self.held.append(gwt.connect(url, config=config))
 
         gevent.joinall([gevent.spawn(one_after_another) for _ in range(at_once)], raise_error=True)
         return {}
@@ -60,7 +65,7 @@ class Client:
 
 
 def main() -> None:
-    client = Client(int(sys.argv[1]))
+    client = Client(*sys.argv[1:])
     gc.collect()
     gc.freeze()
     for line in FileObjectPosix(sys.stdin.fileno(), "rb", close=False):
