@@ -14,6 +14,7 @@ import logging
 import socket as _stdlib_socket
 import struct
 from contextlib import suppress
+from itertools import islice
 from typing import Any
 
 import gevent
@@ -197,9 +198,10 @@ class ConnectProxy:
             raise _Refusal(504, "dns_timeout") from None
         except (OSError, UnicodeError):
             raise _Refusal(502, "dns_error") from None
-        allowed = [place for place in places if self.targets.reaches(host, port, str(place[1][0]))][
-            :_MOST_ADDRESSES
-        ]
+        try:
+            allowed = self._allowed(host, port, places)
+        except OSError as exc:
+            raise _unreachable(exc) from exc
         if not allowed:
             raise _Refusal(403, "destination_ip_prohibited")
         refusal = _Refusal(504, "connection_timeout")
@@ -208,21 +210,37 @@ class ConnectProxy:
             share = (deadline.remaining() or 0.0) / left
             try:
                 return connected(family, address, max(share, 0.001))
-            except TimeoutError:
-                refusal = _Refusal(504, "connection_timeout")
-            except ConnectionRefusedError:
-                refusal = _Refusal(502, "connection_refused")
             except OSError as exc:
-                if exc.errno in (errno.EMFILE, errno.ENFILE):
-                    raise _Refusal(503, "connection_limit_reached") from exc
-                refusal = _Refusal(502, "destination_unavailable")
+                refusal = _unreachable(exc)
+                if refusal.status == 503:
+                    break
         raise refusal
+
+    def _allowed(self, host: str, port: int, places: list[tuple[int, Any]]) -> list[Any]:
+        """Return those addresses of a host that may be connected to, the first of them."""
+
+        def reaches(place: tuple[int, Any], ours: bool = False) -> bool:
+            return self.targets.reaches(host, port, str(place[1][0]), ours=ours)
+
+        allowed = list(islice(filter(reaches, places), _MOST_ADDRESSES))
+        return [place for place in allowed if not is_ours(*place) or reaches(place, True)]
 
 
 def lookup(host: str, port: int) -> list[tuple[int, Any]]:
     """Return the (family, address) pairs of a host; waits for gevent's resolver."""
     found = gevent.socket.getaddrinfo(host, port, type=_stdlib_socket.SOCK_STREAM)
     return list(dict.fromkeys((int(family), address) for family, *_, address in found))
+
+
+def is_ours(family: int, address: Any) -> bool:
+    """Return whether an address is one of this machine's: what goes there comes from there."""
+    with gevent.socket.socket(family, _stdlib_socket.SOCK_DGRAM) as probe:
+        try:
+            probe.connect(address)
+        except OSError:
+            # It cannot be reached at all.
+            return False
+        return bool(probe.getsockname()[0] == address[0])
 
 
 def connected(family: int, address: Any, timeout: float) -> Any:
@@ -238,6 +256,16 @@ def connected(family: int, address: Any, timeout: float) -> Any:
         sock.close()
         raise
     return sock
+
+
+def _unreachable(exc: OSError) -> _Refusal:
+    if isinstance(exc, TimeoutError):
+        return _Refusal(504, "connection_timeout")
+    if isinstance(exc, ConnectionRefusedError):
+        return _Refusal(502, "connection_refused")
+    if exc.errno in (errno.EMFILE, errno.ENFILE):
+        return _Refusal(503, "connection_limit_reached")
+    return _Refusal(502, "destination_unavailable")
 
 
 def _reject(tunnel: Tunnel, status: int, error: str) -> None:

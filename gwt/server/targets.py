@@ -22,6 +22,16 @@ Network = ipaddress.IPv4Network | ipaddress.IPv6Network
 # RFC 6052 2.1: IPv4 addresses behind a translator.
 _NAT64 = ipaddress.IPv6Network("64:ff9b::/96")
 
+# RFC 4291 2.4: of the rest of IPv6 nothing is public, whatever is_global says of it.
+_UNICAST = ipaddress.IPv6Network("2000::/3")
+
+# Where clouds tell a machine its secrets, outside of link-local addresses: Oracle's and whatever
+# else is in 192.0.0.0/24 (RFC 6890), Azure's, Alibaba's, Amazon's.
+_INSIDE: tuple[Network, ...] = tuple(
+    ipaddress.ip_network(text)
+    for text in ("192.0.0.0/24", "168.63.129.16", "100.100.100.200", "fd00:ec2::/32")
+)
+
 
 @dataclass(frozen=True, slots=True)
 class _Entry:
@@ -57,8 +67,13 @@ class Targets:
             return self.reaches(host, port, host)
         return any(_named(entry, host.rstrip("."), port) for entry in self._entries)
 
-    def reaches(self, host: str, port: int, address: str) -> bool:
-        """Return whether `host`, which may be asked for, may be connected to at `address`."""
+    def reaches(self, host: str, port: int, address: str, *, ours: bool = False) -> bool:
+        """
+        Return whether `host`, which may be asked for, may be connected to at `address`.
+
+        `ours`: the address is one of this machine's, public or not, where no firewall is between
+        us and what listens there.
+        """
         found = _address(address)
         if found is None:
             return False
@@ -69,13 +84,16 @@ class Targets:
             if entry.network is not None:
                 if found in entry.network:
                     return True
-            elif entry.name == name:
-                if _is_local_name(name) and found.is_loopback:
+            elif not entry.name.startswith("*"):
+                if entry.name == name and (
+                    (_is_local_name(name) and found.is_loopback)
+                    or not any(_is_ours_alone(form) for form in _forms(found))
+                ):
                     return True
-                if not any(_is_ours_alone(form) for form in _forms(found)):
-                    return True
-            elif (entry.name == "*" or _named(entry, name, port)) and all(
-                form.is_global and not form.is_multicast for form in _forms(found)
+            elif (
+                not ours
+                and (entry.name == "*" or _named(entry, name, port))
+                and all(_is_public(form) for form in _forms(found))
             ):
                 return True
         return False
@@ -101,12 +119,20 @@ def _address(text: str) -> Address | None:
 
 def _forms(address: Address) -> Iterable[Address]:
     """Yield an address, and the IPv4 address that packets to it may end at."""
+    if address in _NAT64:
+        # Nothing else than the other: the prefix itself is neither public nor private.
+        yield ipaddress.IPv4Address(int(address) & 0xFFFFFFFF)
+        return
     yield address
-    if isinstance(address, ipaddress.IPv6Address):
-        if address.sixtofour is not None:
-            yield address.sixtofour
-        if address in _NAT64:
-            yield ipaddress.IPv4Address(int(address) & 0xFFFFFFFF)
+    if isinstance(address, ipaddress.IPv6Address) and address.sixtofour is not None:
+        yield address.sixtofour
+
+
+def _is_public(address: Address) -> bool:
+    """Return whether an address is everybody's."""
+    if isinstance(address, ipaddress.IPv6Address) and address not in _UNICAST:
+        return False
+    return address.is_global and not address.is_multicast and not _is_ours_alone(address)
 
 
 def _is_ours_alone(address: Address) -> bool:
@@ -117,6 +143,7 @@ def _is_ours_alone(address: Address) -> bool:
         or address.is_multicast
         or address.is_unspecified
         or address.is_reserved
+        or any(address in network for network in _INSIDE)
     )
 
 

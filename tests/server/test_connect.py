@@ -405,6 +405,28 @@ def test_a_name_that_leads_inside_is_refused_unless_it_is_listed(target, monkeyp
     assert looked == ["rebound.test", "db.internal", "rebound.test"]
 
 
+def test_wildcards_do_not_lead_to_what_listens_on_our_public_addresses(target, monkeypatch):
+    # A firewall in front of this machine does not see what goes to it from itself.
+    found = [(_stdlib_socket.AF_INET, ("93.184.215.14", 443))]
+    asked = []
+    monkeypatch.setattr(connect, "lookup", lambda *_: found)
+    monkeypatch.setattr(connect, "is_ours", lambda *place: asked.append(place) or True)
+    monkeypatch.setattr(connect, "connected", lambda *_: pytest.fail("connected"))
+    with reaching("*:443") as (_, proxy):
+        for name in ("self.test:443", "93.184.215.14:443"):
+            error = refused(proxy, name)
+            assert error.status == 403
+            assert error.headers["proxy-status"] == "gwt; error=destination_ip_prohibited"
+    assert asked == found * 2
+
+
+def test_addresses_of_this_machine_are_known():
+    assert connect.is_ours(_stdlib_socket.AF_INET, ("127.0.0.1", 443))
+    assert not connect.is_ours(_stdlib_socket.AF_INET, ("198.51.100.1", 443))
+    # Not reachable at all.
+    assert not connect.is_ours(_stdlib_socket.AF_INET, ("255.255.255.255", 443))
+
+
 def test_localhost_by_its_name(target):
     port = target.rpartition(":")[2]
     with reaching(f"localhost:{port}") as (_, proxy):

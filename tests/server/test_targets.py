@@ -39,6 +39,18 @@ PUBLIC, PRIVATE, LOCAL, LINK = "93.184.215.14", "10.1.2.3", "127.0.0.1", "169.25
         ("*:443", "0.0.0.0", 443, False),
         ("*:443", "224.0.0.1", 443, False),
         ("*:443", "255.255.255.255", 443, False),
+        # What ipaddress calls global, and nobody's routers do.
+        ("*:443", "::127.0.0.1", 443, False),
+        ("*:443", "::ffff:0:127.0.0.1", 443, False),
+        ("*:443", "64:ff9b:1::7f00:1", 443, False),
+        ("*:443", "fec0::1", 443, False),
+        ("*:443", "8000::1", 443, False),
+        # What only clouds' machines can reach, and attackers through them.
+        ("*:443", "192.0.0.192", 443, False),
+        ("*:443", "168.63.129.16", 443, False),
+        ("168.63.129.16:443", "168.63.129.16", 443, True),
+        ("*:443", "64:ff9b::5db8:d70e", 443, True),
+        ("*:443", "*", 443, True),
         ("10.0.0.0/8:443", PRIVATE, 443, True),
         ("10.0.0.0/8:443", "11.1.2.3", 443, False),
         ("10.0.0.0/8:443", "::ffff:10.1.2.3", 443, True),
@@ -70,6 +82,12 @@ def test_what_may_be_asked_for(entry, host, port, expected):
         (["db.test:1"], "db.test", "::", False),
         (["db.test:1"], "db.test", "::ffff:127.0.0.1", False),
         (["db.test:1"], "db.test", "64:ff9b::7f00:1", False),
+        (["db.test:1"], "db.test", "168.63.129.16", False),
+        (["db.test:1"], "db.test", "fd00:ec2::254", False),
+        (["db.test:1"], "db.test", "100.100.100.200", False),
+        # A network that has nothing but a translator to IPv4.
+        (["db.test:1"], "db.test", "64:ff9b::5db8:d70e", True),
+        (["db.test:1"], "db.test", "64:ff9b::a01:203", True),
         (["localhost:1"], "localhost", LOCAL, True),
         (["localhost:1"], "localhost", "::1", True),
         (["localhost:1"], "localhost", LINK, False),
@@ -82,6 +100,11 @@ def test_what_may_be_asked_for(entry, host, port, expected):
         (["*:1"], "localhost", LOCAL, False),
         (["*:1"], "db.test", "100.64.0.1", False),
         (["*:1"], "db.test", "fd00::1", False),
+        # Wildcards are what entries are; as names they are as good as others.
+        (["*:1"], "*", PRIVATE, False),
+        (["*.test:1"], "*.test", PRIVATE, False),
+        (["*.test:1"], "*.test.", PRIVATE, False),
+        (["*.test:1"], "*.test", PUBLIC, True),
         # Unless the address is listed, too, for that port.
         (["*:1", "10.0.0.0/8:1"], "db.test", PRIVATE, True),
         (["*:1", "10.0.0.0/8:2"], "db.test", PRIVATE, False),
@@ -91,6 +114,14 @@ def test_what_may_be_asked_for(entry, host, port, expected):
 )
 def test_what_a_name_may_lead_to(entries, host, address, expected):
     assert Targets(entries).reaches(host, 1, address) is expected
+
+
+@pytest.mark.parametrize(
+    ("entry", "expected"),
+    [("*:1", False), ("*.test:1", False), ("db.test:1", True), (f"{PUBLIC}:1", True)],
+)
+def test_what_leads_to_our_own_public_address(entry, expected):
+    assert Targets([entry]).reaches("db.test", 1, PUBLIC, ours=True) is expected
 
 
 def test_no_entries_are_no_targets():
