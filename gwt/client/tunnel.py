@@ -26,7 +26,7 @@ from ..errors import (
     SessionRejected,
     anew,
 )
-from ..net.waiting import Deadline
+from ..net.waiting import Deadline, native_thread
 from ..protocol import requests
 from ..stream import WebTransportStream
 from ..tunnel import Tunnel
@@ -64,6 +64,7 @@ class WebTransportProxy:
         self._tunnels: set[Tunnel] = set()
         self._stats = ClientStats()
         self._is_closed = False
+        self._thread = native_thread()
 
     @classmethod
     def create(cls, proxy_url: str, *, config: ClientConfig | None = None) -> Self:
@@ -105,6 +106,7 @@ class WebTransportProxy:
         connection that broke. Raises ClientError with the cause chained: SessionRejected if the
         proxy answered with a status, else HandshakeError or CertificateError; or TimeoutError.
         """
+        self._check_thread()
         if self._is_closed:
             raise ClientError("The proxy client is closed.", target_url=target_url)
         self._stats.connections_attempted += 1
@@ -225,7 +227,12 @@ class WebTransportProxy:
         while True:
             if connection.closed is not None:
                 raise anew(connection.closed)
-            stream_id = protocol.open_tunnel(target, headers)
+            try:
+                stream_id = protocol.open_tunnel(target, headers)
+            except ValueError as exc:
+                raise ConfigError(
+                    f"proxy_headers: {exc}", field="proxy_headers", value=headers
+                ) from None
             if stream_id is not None:
                 break
             protocol.want_tunnel()
@@ -249,6 +256,7 @@ class WebTransportProxy:
 
         What was written arrives at the proxy before; greenlets that read get what has come.
         """
+        self._check_thread()
         self._is_closed = True
         closers = Group()
         try:
@@ -266,6 +274,10 @@ class WebTransportProxy:
                     tunnel.cancel()
             for connection in list(self._connections):
                 connection.close()
+
+    def _check_thread(self) -> None:
+        if native_thread() != self._thread:
+            raise RuntimeError("This proxy client belongs to the hub of another thread.")
 
     def __enter__(self) -> Self:
         return self
@@ -287,4 +299,11 @@ def _place(url: Any) -> str:
             f"{url!r} is not a target for a tunnel: {why}.", field="target_url", value=url
         )
     host = f"[{target.host}]" if ":" in target.host else target.host
-    return f"{host}:{target.port}"
+    place = f"{host}:{target.port}"
+    if isinstance(requests.parse_tunnel([(b":authority", place.encode("ascii"))]), str):
+        raise ConfigError(
+            f"{url!r} is not a target for a tunnel: its host is neither a name nor an address.",
+            field="target_url",
+            value=url,
+        )
+    return place

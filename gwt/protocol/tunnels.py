@@ -33,14 +33,21 @@ class Tunnels(Incoming):
         Request a tunnel to "host:port"; returns its stream, or None while the proxy allows none.
 
         want_tunnel() then asks for StreamAvailable, of NO_SESSION, when it is worth trying again.
+        Raises ValueError for headers that are larger than the proxy takes (RFC 9114 4.2.2), which
+        might end the connection, and other tunnels with it.
         """
         assert self.ready and self._h3 is not None
         request = [(b":method", b"CONNECT"), (b":authority", authority.encode("ascii"))]
+        request += headers or []
+        size = sum(len(name) + len(value) + 32 for name, value in request)
+        limit = self._peer_settings.get(codes.SETTING_MAX_FIELD_SECTION_SIZE, size)
+        if size > limit:
+            raise ValueError(f"The proxy takes {limit} bytes of headers, and these are {size}.")
         stream_id = self.quic.open(unidirectional=False)
         if stream_id is None:
             return None
         self._add_tunnel(stream_id)
-        self._h3.send_headers(stream_id, request + (headers or []))
+        self._h3.send_headers(stream_id, request)
         return stream_id
 
     def want_tunnel(self) -> None:

@@ -247,6 +247,9 @@ def test_a_refusal_says_who_refused_what_and_why(target):
         "example.test:0",
         "example.test:65536",
         "[fe80::1%lo]:80",
+        "two names:80",
+        " example.test:80",
+        "example.test\0:80",
         "",
         5,
     ],
@@ -272,6 +275,28 @@ def test_a_header_that_cannot_be_sent_is_refused(proxy, target, headers):
 
 
 # Proxies that are none, or misbehave
+
+
+def test_headers_that_are_too_large_cost_no_other_tunnel(proxy, target):
+    with proxy.connect_through_proxy(target) as stream:
+        large = {"x": "y" * 20_000}
+        error = failure(proxy, target, gwt.ConfigError, proxy_headers=large)
+        assert "takes 16384 bytes of headers" in str(error)
+        assert error.__cause__.field == "proxy_headers"
+        stream.write_all(b"still here")
+        assert stream.read_all(timeout=5) == b"still here"
+
+
+def test_a_proxy_client_belongs_to_its_thread(proxy, target):
+    def use():
+        for call in (lambda: proxy.connect_through_proxy(target), proxy.close):
+            with pytest.raises(RuntimeError, match="another thread"):
+                call()
+        return True
+
+    assert gevent.get_hub().threadpool.apply(use)
+    assert not proxy.is_closed
+    assert echoes(proxy, target)
 
 
 def test_a_closed_port_fails_at_once():
