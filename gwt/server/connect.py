@@ -95,28 +95,34 @@ class ConnectProxy:
     def requested(self, connection: WebTransportConnection, event: TunnelRequested) -> None:
         """Quiet zone: count, and hand over to a greenlet."""
         host = f"[{event.host}]" if ":" in event.host else event.host
+        peer = connection.remote_address
         headers = decode_headers(event.headers)
         tunnel = Tunnel(connection, event.stream_id, f"{host}:{event.port}", headers)
         if (
             self.stopping
             or len(self._tunnels) >= self._config.max_tunnels
             or len(self._handlers) >= self._config.max_handlers
-            or not self._peers.admit(connection.remote_address)
+            or not self._peers.admit(peer)
         ):
             self._counters["tunnels_refused"] += 1
             _reject(tunnel, 503, "connection_limit_reached")
             return
         self._tunnels.add(tunnel)
-        self._peers.hold(tunnel.stream, connection.remote_address)
+        self._peers.enter(peer)
         greenlet = Greenlet(self._serve, tunnel, event)
         greenlet.name = f"gwt-tunnel {tunnel.target[:64]}"
-        greenlet.rawlink(lambda _: self._tunnels.discard(tunnel))
+        greenlet.rawlink(lambda _: self._over(tunnel, peer))
         # Who takes the request back, or is gone, is not connected for.
         tunnel.stream.on_end(
             lambda _: None if tunnel.accepted else greenlet.kill(_Gone, block=False)
         )
         self._handlers.add(greenlet)
         greenlet.start()
+
+    def _over(self, tunnel: Tunnel, peer: Any) -> None:
+        # Not before: a tunnel that its client has closed may still deliver what it sent.
+        self._tunnels.discard(tunnel)
+        self._peers.leave(peer)
 
     def _serve(self, tunnel: Tunnel, event: TunnelRequested) -> None:
         sock = None

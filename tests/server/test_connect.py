@@ -567,6 +567,20 @@ def test_no_more_than_max_tunnels_per_address(target):
         proxy.connect_through_proxy(target).abort()
 
 
+def test_a_tunnel_counts_until_its_target_is_done_with(target, monkeypatch):
+    # A client that ends its side, and a target that takes nothing, must not make room for more.
+    done = Event()
+    monkeypatch.setattr(connect._Relay, "run", lambda _: done.wait(10))
+    with reaching(target, max_tunnels_per_address=1) as (server, proxy):
+        proxy.connect_through_proxy(target).abort()
+        eventually(lambda: not proxy.connection.stats()["tunnels"])
+        assert refused(proxy, target).status == 503
+        monkeypatch.undo()
+        done.set()
+        at_rest(server)
+        assert echoes(proxy, target)
+
+
 def test_middleware_sees_the_request_and_may_want_a_password(target):
     app = gwt.App()
     seen = []
