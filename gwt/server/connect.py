@@ -234,6 +234,9 @@ class ConnectProxy:
 
 def lookup(host: str, port: int) -> list[tuple[int, Any]]:
     """Return the (family, address) pairs of a host; waits for gevent's resolver."""
+    # What can be no name raises UnicodeError here: in a thread of gevent's it is printed as well,
+    # and clients could fill our logs.
+    host.encode("idna")
     found = gevent.socket.getaddrinfo(host, port, type=_stdlib_socket.SOCK_STREAM)
     return list(dict.fromkeys((int(family), address) for family, *_, address in found))
 

@@ -461,6 +461,14 @@ def test_a_name_that_nobody_knows(monkeypatch):
         assert server.stats()["tunnels_failed"] == 1
 
 
+@pytest.mark.parametrize("host", ["a..test", ".", "a" * 64, "a" * 255])
+def test_what_can_be_no_name_is_no_resolver_s_affair(host, monkeypatch):
+    # gevent prints what is raised in its threads, once for each request of anybody's.
+    monkeypatch.setattr(gevent.socket, "getaddrinfo", lambda *_, **__: pytest.fail("asked"))
+    with pytest.raises(UnicodeError):
+        connect.lookup(host, 80)
+
+
 def test_a_port_where_nobody_listens():
     target = unused()
     with reaching(target) as (_, proxy):
