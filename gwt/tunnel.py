@@ -35,8 +35,13 @@ _MEANINGS = {
     codes.H3_NO_ERROR: "there was no error",
     codes.H3_REQUEST_REJECTED: "the proxy had not begun with it",
     codes.H3_REQUEST_CANCELLED: "it was given up",
+    codes.H3_MESSAGE_ERROR: "it was found malformed",
     codes.H3_CONNECT_ERROR: "its TCP connection broke, or was silent for too long",
 }
+
+
+# How much of a Proxy-Status is shown in a message.
+_MOST_SAID = 200
 
 
 class _TunnelStream(WebTransportStream):
@@ -167,13 +172,16 @@ def refusal(
 ) -> HandshakeError:
     """Return the error for a request that was answered with a status, or reset with a code."""
     if status is None:
+        code = code or 0
+        meaning = f": {_MEANINGS[code]}" if code in _MEANINGS else ""
         return HandshakeError(
-            f"The request for a tunnel to {target} was reset with code {code or 0:#x}.",
+            f"The request for a tunnel to {target} was reset with code {code:#x}{meaning}.",
             stage="connect",
         )
     known = decode_headers(headers)
     # RFC 9209: what a proxy has to say beyond the status.
-    why = f" ({known['proxy-status']})" if "proxy-status" in known else ""
+    said = known.get("proxy-status", "")[:_MOST_SAID]
+    why = f" ({''.join(c if c.isprintable() else '?' for c in said)})" if said else ""
     error = SessionRejected(
         status, known, f"A tunnel to {target} was refused with HTTP status {status}{why}."
     )

@@ -128,7 +128,8 @@ class WebTransportProxy:
             if self._config.cafile is not None:
                 certificates.check_authorities(self._config.cafile)
             target = shown = _place(target_url)
-            stream = self._open(target, self._headers(proxy_headers), progress)
+            headers = self._headers(proxy_headers)
+            stream = self._open(target, headers, progress)
         except TimeoutError as exc:
             raise TimeoutError(
                 f"No tunnel to {shown} through the proxy {self._proxy.authority} within "
@@ -136,7 +137,7 @@ class WebTransportProxy:
             ) from exc
         except SessionRejected as exc:
             raise ClientError(
-                f"The proxy {self._proxy.authority}: {exc}{self._advice(exc.status)}",
+                f"The proxy {self._proxy.authority}: {exc}{_advice(exc.status, headers)}",
                 target_url=target_url,
             ) from exc
         except (GwtError, OSError) as exc:
@@ -149,12 +150,6 @@ class WebTransportProxy:
             stream.abort()
             raise ClientError("The proxy client was closed meanwhile.", target_url=target_url)
         return stream
-
-    def _advice(self, status: int) -> str:
-        if status != 407:
-            return ""
-        what = "were not accepted" if self._proxy.authorization else "are missing from its URL"
-        return f" User and password {what}."
 
     def _headers(self, proxy_headers: Headers | None) -> list[tuple[bytes, bytes]]:
         merged = {"user-agent": self._config.user_agent or f"gwt/{VERSION}"}
@@ -286,6 +281,14 @@ class WebTransportProxy:
         self, kind: type[BaseException] | None, exc: BaseException | None, tb: TracebackType | None
     ) -> None:
         self.close()
+
+
+def _advice(status: int, headers: list[tuple[bytes, bytes]]) -> str:
+    if status != 407:
+        return ""
+    if any(name == b"proxy-authorization" for name, _ in headers):
+        return " User and password were not accepted."
+    return " User and password are missing from its URL."
 
 
 def _place(url: Any) -> str:

@@ -214,11 +214,14 @@ def test_headers_and_credentials_go_to_the_proxy(answers, target):
         with gwt.WebTransportProxy.create(url, config=config) as proxy:
             error = failure(proxy, target, gwt.SessionRejected, proxy_headers={"X-This": "2"})
             assert str(error).endswith("User and password were not accepted.")
-            failure(proxy, target, gwt.SessionRejected, proxy_headers={"Proxy-Authorization": "x"})
+            given = {"Proxy-Authorization": "x"}
+            failure(proxy, target, gwt.SessionRejected, proxy_headers=given)
             assert "se" not in repr(proxy) and "cret" not in str(error)
         with through(server) as proxy:
             error = failure(proxy, target, gwt.SessionRejected)
             assert str(error).endswith("User and password are missing from its URL.")
+            error = failure(proxy, target, gwt.SessionRejected, proxy_headers=given)
+            assert str(error).endswith("User and password were not accepted.")
     assert seen[0][b"proxy-authorization"] == b"Basic bWU6c2U6Y3JldA=="
     assert (seen[0][b"x-all"], seen[0][b"x-this"]) == (b"1", b"2")
     assert seen[0][b"user-agent"].startswith(b"gwt/")
@@ -234,6 +237,20 @@ def test_a_refusal_says_who_refused_what_and_why(target):
             "status 403 (gwt; error=http_request_denied)."
         )
         assert error.__cause__.status == 403
+
+
+def test_what_a_proxy_says_is_shown_harmless_and_short(answers, target):
+    def refuse(connection, event):
+        said = [(b"proxy-status", b"\x1b[2Jevil; details=" + b"x" * 5000)]
+        connection.protocol.reject_tunnel(event.stream_id, 502, said)
+        connection.flush_soon()
+
+    answers.function = refuse
+    with reaching(target) as (_, proxy):
+        error = failure(proxy, target, gwt.SessionRejected)
+        assert "(?[2Jevil; details=xxx" in str(error)
+        assert len(str(error)) < 400
+        assert error.__cause__.headers["proxy-status"].startswith("\x1b")
 
 
 @pytest.mark.parametrize(
@@ -360,7 +377,8 @@ def test_a_proxy_that_resets_the_request(answers, target):
 
     answers.function = reset
     with reaching(target) as (_, proxy):
-        assert "was reset with code 0x10b" in str(failure(proxy, target))
+        error = failure(proxy, target)
+        assert str(error).endswith("reset with code 0x10b: the proxy had not begun with it.")
 
 
 def test_a_proxy_that_closes_instead_of_an_answer(answers, target):
