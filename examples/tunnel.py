@@ -21,7 +21,7 @@ app = gwt.App()
 def check(request):
     # "me" and "secret", as HTTP has it.
     if request.headers.get("proxy-authorization") != "Basic bWU6c2VjcmV0":
-        raise gwt.Reject(407, {"Proxy-Authenticate": "Basic"})
+        raise gwt.Reject(407, {"Proxy-Authenticate": 'Basic realm="proxy"'})
 
 
 with gwt.Server(app, "127.0.0.1:0", connect_targets=[target]) as server:

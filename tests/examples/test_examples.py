@@ -222,7 +222,7 @@ def test_tunnel():
         "HTTP/1.1 200 OK",
         "hello from the inside",
         "403 gwt; error=http_request_denied",
-        "407 Basic",
+        '407 Basic realm="proxy"',
     ]
 
 
