@@ -115,8 +115,9 @@ class Stream:
 class Tunnel(Stream):
     """A CONNECT request (RFC 9114 4.4): what is in its DATA frames is a stream of no session."""
 
-    # Whether it was answered with 2xx.
+    # Whether it was answered with 2xx; when it was asked for.
     open: bool = False
+    since: float = 0.0
 
     def told_code(self, wire: int) -> int | None:
         # HTTP/3's own codes are what both ends understand.

@@ -16,6 +16,10 @@ from .records import NO_SESSION, Stream, Tunnel
 
 __all__ = ["Tunnels"]
 
+# Who takes a request back sooner has asked in vain. Behind that it is patience that is over, of
+# hundreds of clients at once where a target is silent; and no more can be asked than streams are.
+_IN_VAIN = 0.25
+
 # More than any stream has.
 _EVERYTHING = 1 << 62
 
@@ -95,6 +99,7 @@ class Tunnels(Incoming):
 
     def _add_tunnel(self, stream_id: int) -> Tunnel:
         tunnel = Tunnel(stream_id, NO_SESSION, prefix=0, own=self.is_client, accepted=True)
+        tunnel.since = self._now
         self.streams[stream_id] = tunnel
         return tunnel
 
@@ -126,7 +131,9 @@ class Tunnels(Incoming):
         self._events.append(events.StreamReset(tunnel.id, code))
         self._events.append(events.StreamStopped(tunnel.id, code))
         self._abandon(tunnel, codes.H3_REQUEST_CANCELLED)
-        self._cancelled()
+        self.counters["requests_cancelled"] += 1
+        if self._now - tunnel.since < _IN_VAIN:
+            self._spend()
 
     def _send_tunnel(self, tunnel: Tunnel, data: bytes, end: bool) -> bool:
         """Append a DATA frame; returns False if the tunnel takes nothing any more."""

@@ -425,6 +425,21 @@ def test_who_asks_in_vain_without_end_is_turned_out():
     assert peer.protocol.counters["requests_cancelled"] <= 256 + 16
 
 
+def test_a_crowd_whose_patience_is_over_does_not_cost_the_other_tunnels():
+    # A client's greenlets share one connection, and their targets may all be silent.
+    peer, other = opened()
+    for _ in range(4):
+        asked = [peer.request(ASK, run=False) for _ in range(200)]
+        peer.run(0.3)
+        for stream_id in asked:
+            peer.quic.reset_stream(stream_id, codes.H3_REQUEST_CANCELLED)
+        peer.run()
+    assert peer.close_code is None
+    assert peer.protocol.counters["requests_cancelled"] == 800
+    peer.send(other, frame(DATA, b"still here"))
+    assert peer.end.last(events.StreamDataReceived).data == b"still here"
+
+
 # What may be in a tunnel
 
 
