@@ -11,6 +11,8 @@ import time
 from types import TracebackType
 from typing import Any, Self
 
+import gevent
+from gevent import Greenlet, GreenletExit
 from gevent.lock import BoundedSemaphore
 from gevent.pool import Group
 
@@ -61,6 +63,7 @@ class WebTransportProxy:
         self._connections: set[WebTransportConnection] = set()
         # Who makes the connection, while the others wait for it.
         self._dialling = BoundedSemaphore(1)
+        self._dialler: Greenlet | None = None
         self._tunnels: set[Tunnel] = set()
         self._stats = ClientStats()
         self._is_closed = False
@@ -197,7 +200,7 @@ class WebTransportProxy:
                 return connection, False
             if self._is_closed:
                 raise HandshakeError("The proxy client was closed meanwhile.", stage="connect")
-            connection = dial(self._proxy, self._config, progress, sessions=False)
+            connection = self._dial(progress)
             if self._is_closed:
                 connection.close()
             self._connection = connection
@@ -209,6 +212,32 @@ class WebTransportProxy:
             return connection, True
         finally:
             self._dialling.release()
+
+    def _dial(self, progress: Progress) -> WebTransportConnection:
+        """Make a connection, in a greenlet that close() can end."""
+
+        def work() -> Any:
+            try:
+                return dial(self._proxy, self._config, progress, sessions=False)
+            except (GwtError, OSError) as exc:
+                # Raised here, it would be printed as well.
+                return exc
+
+        self._dialler = dialler = gevent.spawn(work)
+        try:
+            made = dialler.get()
+        except BaseException:
+            dialler.rawlink(_close_made)
+            dialler.kill(block=False)
+            raise
+        finally:
+            self._dialler = None
+        if isinstance(made, GreenletExit):
+            raise HandshakeError("The proxy client was closed meanwhile.", stage="connect")
+        if isinstance(made, BaseException):
+            raise made
+        assert isinstance(made, WebTransportConnection)
+        return made
 
     def _ask(
         self,
@@ -253,11 +282,15 @@ class WebTransportProxy:
         """
         self._check_thread()
         self._is_closed = True
+        if self._dialler is not None:
+            self._dialler.kill(block=False)
         closers = Group()
         try:
             for tunnel in list(self._tunnels):
                 if tunnel.accepted:
                     closers.spawn(tunnel.stream.close)
+                else:
+                    tunnel.cancel()
             closers.join()
         finally:
             # Interrupted: nobody else would end them.
@@ -281,6 +314,12 @@ class WebTransportProxy:
         self, kind: type[BaseException] | None, exc: BaseException | None, tb: TracebackType | None
     ) -> None:
         self.close()
+
+
+def _close_made(dialler: Greenlet) -> None:
+    """Close a connection whose asker was killed in the moment in which it was made."""
+    if isinstance(dialler.value, WebTransportConnection):
+        dialler.value.close()
 
 
 def _advice(status: int, headers: list[tuple[bytes, bytes]]) -> str:
