@@ -44,7 +44,7 @@ _SCHEMES = {"tcp": 0, "https": 443, "http": 80, "wss": 443, "ws": 80}
 
 
 class _Unprocessed(Exception):
-    """The proxy has not begun with a request (H3_REQUEST_REJECTED)."""
+    """The proxy has not begun with a request (H3_REQUEST_REJECTED), or wants none (GOAWAY)."""
 
 
 class WebTransportProxy:
@@ -251,6 +251,10 @@ class WebTransportProxy:
         while True:
             if connection.closed is not None:
                 raise anew(connection.closed)
+            if protocol.going_away:
+                raise _Unprocessed from HandshakeError(
+                    "The proxy takes no new tunnels on its connections (GOAWAY).", stage="connect"
+                )
             try:
                 stream_id = protocol.open_tunnel(target, headers)
             except ValueError as exc:

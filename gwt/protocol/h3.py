@@ -121,6 +121,7 @@ class _Connection(H3Connection):
         self.local_settings = dict(settings)
         self.max_field_section_size = max_field_section_size
         super().__init__(port)
+        self.going_away = False
         self._decoder = _Decoder()  # type: ignore[assignment]
         self._encoder = _Encoder()  # type: ignore[assignment]
 
@@ -146,6 +147,11 @@ class _Connection(H3Connection):
 
     def _get_local_settings(self) -> dict[int, int]:
         return self.local_settings
+
+    def _check_control_frame_type(self, frame_type: int) -> None:
+        super()._check_control_frame_type(frame_type)
+        # RFC 9114 5.2: nothing new from now on. aioquic passes over what else is in the frame.
+        self.going_away = self.going_away or frame_type == FrameType.GOAWAY
 
     def _check_request_or_push_frame_type(self, frame_type: int, stream: H3Stream) -> None:
         # webtrans-http3-16 4.4: only the first bytes of a stream may be a WT_STREAM.
@@ -184,6 +190,11 @@ class Http3:
     def settings(self) -> dict[int, int] | None:
         """The peer's SETTINGS, or None until they arrive."""
         return self._h3.received_settings
+
+    @property
+    def going_away(self) -> bool:
+        """Whether the peer takes no more requests on this connection (GOAWAY)."""
+        return self._h3.going_away
 
     def knows(self, stream_id: int) -> bool:
         """Return whether a stream has been given to HTTP/3 and is not over."""

@@ -32,6 +32,11 @@ class Tunnels(Incoming):
 
     # Calls from above, client
 
+    @property
+    def going_away(self) -> bool:
+        """Whether the proxy wants no new tunnels on this connection (RFC 9114 5.2)."""
+        return self._h3 is not None and self._h3.going_away
+
     def open_tunnel(self, authority: str, headers: events.Headers | None = None) -> int | None:
         """
         Request a tunnel to "host:port"; returns its stream, or None while the proxy allows none.

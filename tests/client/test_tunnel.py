@@ -17,6 +17,7 @@ import gwt
 from gwt.protocol import codes
 from gwt.server.connect import ConnectProxy
 from tests.helpers import eventually, spawn
+from tests.helpers.raw import GOAWAY, frame
 from tests.helpers.targets import place, proxying, reaching, service, through
 
 
@@ -189,6 +190,19 @@ def test_a_proxy_that_lets_a_connection_run_out_is_asked_on_another(answers, tar
         assert server.connections.get_stats()["total_created"] == 2
         proxy.close()
         assert first.session.connection.is_closed and second.session.connection.is_closed
+
+
+def test_a_proxy_that_goes_away_is_asked_on_another_connection(target):
+    with reaching(target) as (server, proxy):
+        first = proxy.connect_through_proxy(target)
+        [connection] = server.connections.get_all_resources()
+        connection.protocol.quic.write(3, frame(GOAWAY, b"\x04"))
+        connection.flush_soon()
+        eventually(lambda: first.session.connection.protocol.going_away)
+        assert echoes(proxy, target)
+        assert server.connections.get_stats()["total_created"] == 2
+        first.write_all(b"still here")
+        assert first.read_all(timeout=5) == b"still here"
 
 
 def test_an_unused_connection_does_not_stay_for_ever(target):

@@ -342,6 +342,7 @@ def test_http3_connection_has_the_attribute(name):
     "name, parameters",
     [
         ("_check_request_or_push_frame_type", ["self", "frame_type", "stream"]),
+        ("_check_control_frame_type", ["self", "frame_type"]),
         ("_get_local_settings", ["self"]),
         ("_init_connection", ["self"]),
         ("_receive_request_or_push_data", ["self", "stream", "data", "stream_ended"]),

@@ -13,7 +13,7 @@ from gwt.protocol.records import NO_SESSION
 from gwt.protocol.webtransport import WebTransport
 from tests.helpers import raw
 from tests.helpers.pair import Pair
-from tests.helpers.raw import DATA, HEADERS, SETTINGS, frame, header_block, leftovers
+from tests.helpers.raw import DATA, GOAWAY, HEADERS, SETTINGS, frame, header_block, leftovers
 
 ASK = [(b":method", b"CONNECT"), (b":authority", b"example.test:80")]
 
@@ -735,6 +735,16 @@ def test_a_proxy_that_sends_another_frame_is_left(before, bad):
         bad = frame(HEADERS, header_block([(b"x", b"y")])) if before else frame(DATA, b"early")
     peer.send(stream_id, before + bad)
     assert peer.close_code in (codes.H3_FRAME_UNEXPECTED, codes.H3_ID_ERROR)
+
+
+def test_a_proxy_that_goes_away_is_asked_for_nothing_more_and_keeps_what_there_is():
+    peer, stream_id = asking()
+    assert not peer.protocol.going_away
+    peer.send(3, frame(GOAWAY, b"\x04"))
+    assert peer.protocol.going_away
+    peer.respond(stream_id)
+    assert peer.end.last(events.TunnelAccepted).stream_id == stream_id
+    assert peer.close_code is None
 
 
 def test_the_end_of_the_connection_is_the_end_of_its_tunnels():
