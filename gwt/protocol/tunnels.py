@@ -71,7 +71,8 @@ class Tunnels(Incoming):
 
     def keep_written(self, stream_id: int) -> None:
         """Let a reset come behind what was written so far, where the peer takes such resets."""
-        if self._tunnel(stream_id) is not None:
+        # A reset that is sent has said how much is kept, and would wait for the rest for ever.
+        if self._tunnel(stream_id) is not None and self.quic.takes_data(stream_id):
             self.quic.keep(stream_id, _EVERYTHING)
 
     # Calls from above, server

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import random
+
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -217,6 +219,88 @@ def test_a_reset_may_come_behind_what_was_written(loss):
         end.protocol.cancel_tunnel(stream_id)
     made.run(10)
     assert not leftovers(made.client.protocol) and not leftovers(made.server.protocol)
+
+
+def test_a_reset_that_is_sent_keeps_no_more_than_it_said():
+    made = pair()
+    stream_id = tunnel(made)
+    proxy = made.server.protocol
+    proxy.send_stream(stream_id, b"last words")
+    proxy.keep_written(stream_id)
+    proxy.reset_stream(stream_id, codes.H3_CONNECT_ERROR)
+    proxy.keep_written(stream_id)
+    made.run()
+    made.client.protocol.consumed(stream_id, 10)
+    made.client.protocol.cancel_tunnel(stream_id)
+    made.run()
+    assert not leftovers(made.client.protocol) and not leftovers(proxy)
+
+
+@pytest.mark.parametrize("seed", range(40))
+def test_whatever_two_sides_do_to_each_other_leaves_nothing(seed):
+    chance = random.Random(seed)
+    made = pair(loss=chance.choice((0, 0, 0.05, 0.2)), jitter=chance.choice((0, 0.01)), seed=seed)
+    made.run()
+    unread, asked, opened = [], [], []
+
+    def watch(end):
+        def react(event):
+            if isinstance(event, events.StreamDataReceived):
+                unread.append((end.protocol, event.stream_id, len(event.data)))
+            elif isinstance(event, events.TunnelRequested) and chance.random() < 0.8:
+                asked.append(event.stream_id)
+
+        end.react = react
+
+    def catch_up():
+        while unread:
+            protocol, stream_id, size = unread.pop()
+            protocol.consumed(stream_id, size)
+
+    def settle():
+        for _ in range(3):
+            made.run(3.0)
+            catch_up()
+
+    watch(made.client)
+    watch(made.server)
+    client, proxy = made.client.protocol, made.server.protocol
+    for _ in range(chance.randrange(5, 60)):
+        while asked:
+            proxy.accept_tunnel(asked.pop())
+        opened += [client.open_tunnel("example.test:80")] if chance.random() < 0.1 else []
+        stream_id, side = chance.choice(opened or [0]), chance.choice((client, proxy))
+        match chance.randrange(14):
+            case 0:
+                proxy.reject_tunnel(stream_id, 502, body=b"no")
+            case 1 | 2 | 3:
+                size = chance.choice((0, 1, 1000, 20_000))
+                side.send_stream(stream_id, bytes(size), chance.random() < 0.1)
+            case 4:
+                side.send_stream(stream_id, b"", True)
+            case 5:
+                side.reset_stream(stream_id, chance.choice((0, codes.H3_CONNECT_ERROR)))
+            case 6:
+                side.stop_stream(stream_id, chance.choice((0, codes.H3_CONNECT_ERROR)))
+            case 7:
+                side.cancel_tunnel(stream_id)
+            case 8:
+                side.keep_written(stream_id)
+            case 9:
+                side.want_flush(stream_id)
+                side.want_room(stream_id)
+            case 10:
+                catch_up()
+            case _:
+                made.run(chance.choice((0.001, 0.02, 0.3)))
+    settle()
+    for stream_id in opened:
+        proxy.reject_tunnel(stream_id, 503)
+        proxy.cancel_tunnel(stream_id)
+        client.cancel_tunnel(stream_id)
+    settle()
+    assert not leftovers(client) and not leftovers(proxy)
+    assert not made.client.of(events.ConnectionEnded)
 
 
 def test_a_cancelled_tunnel_leaves_nothing():
