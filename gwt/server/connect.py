@@ -51,6 +51,8 @@ _MOST_ADDRESSES = 8
 # How often a tunnel is looked at until it counts as idle.
 _IDLE_LOOKS = 4
 
+_OUT_OF_DESCRIPTORS = (errno.EMFILE, errno.ENFILE)
+
 # SO_LINGER of 0 seconds: closing is a RST.
 _RESET = struct.pack("ii", 1, 0)
 
@@ -243,13 +245,15 @@ def lookup(host: str, port: int) -> list[tuple[int, Any]]:
 
 def is_ours(family: int, address: Any) -> bool:
     """Return whether an address is one of this machine's: what goes there comes from there."""
-    with gevent.socket.socket(family, _stdlib_socket.SOCK_DGRAM) as probe:
-        try:
+    try:
+        with gevent.socket.socket(family, _stdlib_socket.SOCK_DGRAM) as probe:
             probe.connect(address)
-        except OSError:
-            # It cannot be reached at all.
-            return False
-        return bool(probe.getsockname()[0] == address[0])
+            return bool(probe.getsockname()[0] == address[0])
+    except OSError as exc:
+        if exc.errno in _OUT_OF_DESCRIPTORS:
+            raise
+        # It cannot be reached at all, or there is no such family here.
+        return False
 
 
 def connected(family: int, address: Any, timeout: float) -> Any:
@@ -272,7 +276,7 @@ def _unreachable(exc: OSError) -> _Refusal:
         return _Refusal(504, "connection_timeout")
     if isinstance(exc, ConnectionRefusedError):
         return _Refusal(502, "connection_refused")
-    if exc.errno in (errno.EMFILE, errno.ENFILE):
+    if exc.errno in _OUT_OF_DESCRIPTORS:
         return _Refusal(503, "connection_limit_reached")
     return _Refusal(502, "destination_unavailable")
 

@@ -425,6 +425,8 @@ def test_addresses_of_this_machine_are_known():
     assert not connect.is_ours(_stdlib_socket.AF_INET, ("198.51.100.1", 443))
     # Not reachable at all.
     assert not connect.is_ours(_stdlib_socket.AF_INET, ("255.255.255.255", 443))
+    # Of a family that this machine has not.
+    assert not connect.is_ours(12345, ("2001:db8::1", 443))
 
 
 def test_localhost_by_its_name(target):
@@ -520,11 +522,12 @@ def test_a_silent_address_leaves_time_for_the_next(silence, target, monkeypatch)
         assert echoes(proxy, "two.test:80")
 
 
-def test_a_server_out_of_descriptors_says_so(target, monkeypatch):
+@pytest.mark.parametrize("when", ["connected", "is_ours"])
+def test_a_server_out_of_descriptors_says_so(target, monkeypatch, when):
     def fail(*_):
         raise OSError(errno.EMFILE, "Too many open files")
 
-    monkeypatch.setattr(connect, "connected", fail)
+    monkeypatch.setattr(connect, when, fail)
     with reaching(target) as (server, proxy):
         assert refused(proxy, target).status == 503
         assert server.stats()["tunnels_refused"] == 1
