@@ -9,7 +9,6 @@ from __future__ import annotations
 from types import TracebackType
 from typing import Any, Self
 
-import gevent
 from gevent.lock import BoundedSemaphore
 from gevent.pool import Group
 
@@ -45,9 +44,8 @@ class WebTransportBrowser:
 
         self._thread = native_thread()
 
-        # Held by who navigates; its connect() has a greenlet, which close() can end.
+        # Held by who navigates.
         self._turn = BoundedSemaphore(1)
-        self._connecting: gevent.Greenlet | None = None
 
         # They close sessions that were left.
         self._closing = Group()
@@ -134,8 +132,6 @@ class WebTransportBrowser:
         self._session = None
         self._history.clear()
         self._index = -1
-        if self._connecting is not None:
-            self._connecting.kill(block=False)
         try:
             self._client.close()
         finally:
@@ -177,32 +173,16 @@ class WebTransportBrowser:
         if remaining is not None:
             # Above 0, as connect() wants it: it may have been our turn in the last moment.
             remaining = max(remaining, 0.001)
-        greenlet = self._connecting = gevent.spawn(self._attempt, url, remaining)
-        greenlet.name = "gwt-browser-connect"
         try:
-            result = greenlet.get()
-        except BaseException:
-            # Killed, or timed out from outside: nobody else would end what it has begun.
-            greenlet.kill(block=False)
-            greenlet.link(_abort)
-            raise
-        finally:
-            self._connecting = None
-        if isinstance(result, ClientError):
-            raise result
-        if self.is_closed:
-            raise ClientError("The browser was closed meanwhile.", target_url=url)
-        left, self._session = self._session, result
+            session = self._client.connect(url, timeout=remaining)
+        except ClientError as exc:
+            if not self.is_closed:
+                raise
+            raise ClientError("The browser was closed meanwhile.", target_url=url) from exc
+        left, self._session = self._session, session
         if left is not None and not left.is_closed:
             self._closing.spawn(left.close).name = "gwt-browser-close"
-        return result
-
-    def _attempt(self, url: str, timeout: float | None) -> Any:
-        """In a greenlet of its own: return the session, or the error, which is no accident here."""
-        try:
-            return self._client.connect(url, timeout=timeout)
-        except ClientError as exc:
-            return exc
+        return session
 
     def __enter__(self) -> Self:
         return self
@@ -211,8 +191,3 @@ class WebTransportBrowser:
         self, kind: type[BaseException] | None, exc: BaseException | None, tb: TracebackType | None
     ) -> None:
         self.close()
-
-
-def _abort(greenlet: gevent.Greenlet) -> None:
-    if not isinstance(greenlet.value, BaseException | None):
-        greenlet.value.abort()

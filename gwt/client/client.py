@@ -7,13 +7,16 @@ The rest of the client suite stands on it.
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
 from types import TracebackType
 from typing import Any, Self
 
+import gevent
 from gevent.pool import Group
 
 from ..config import ClientConfig
 from ..errors import ClientError, GwtError
+from ..net.waiting import native_thread
 from ..stream_common import CONFIGURED
 from .connecting import connect
 from .stats import ClientStats, find_issues
@@ -30,8 +33,11 @@ class WebTransportClient:
         self._default_headers: dict[str, str] = {}
         # What connect() has returned and has not ended: sessions and WebSockets.
         self._sessions: set[Any] = set()
+        # Whoever is in connect().
+        self._connecting: dict[_Closed, Any] = {}
         self._stats = ClientStats()
         self._is_closed = False
+        self._thread = native_thread()
 
     @classmethod
     def create(cls, url: str, *, config: ClientConfig | None = None) -> Any:
@@ -79,8 +85,9 @@ class WebTransportClient:
 
         The headers override the defaults, which override the config's. Waits at most `timeout` in
         all: connect_timeout unless given, None is no limit. Raises ClientError with the cause
-        chained, whatever it was.
+        chained, whatever it was, also when the client is closed meanwhile.
         """
+        self._check_thread()
         if self._is_closed:
             raise ClientError("The client is closed.", target_url=url)
         merged = {name.lower(): value for name, value in pairs(self._config.headers)}
@@ -92,25 +99,50 @@ class WebTransportClient:
         self._stats.connections_attempted += 1
         began = time.monotonic()
         try:
-            session = connect(url, config=config)
+            session = self._interruptible(connect, url, config=config)
         except (GwtError, OSError) as exc:
             self._stats.connections_failed += 1
             shown = without_user(url)
             raise ClientError(f"Connecting to {shown} failed: {exc}", target_url=url) from exc
+        except _Closed:
+            self._stats.connections_failed += 1
+            raise ClientError("The client was closed meanwhile.", target_url=url) from None
         except BaseException:
             self._stats.connections_failed += 1
             raise
+        if self._is_closed:
+            # It had come about before it could be interrupted.
+            self._stats.connections_failed += 1
+            session.abort()
+            raise ClientError("The client was closed meanwhile.", target_url=url)
         self._stats.count(time.monotonic() - began)
         self._sessions.add(session)
         session.on_end(self._sessions.discard)
-        if self._is_closed:
-            session.abort()
-            raise ClientError("The client was closed meanwhile.", target_url=url)
         return session
 
+    def _interruptible(self, function: Callable[..., Any], *args: Any, **options: Any) -> Any:
+        """Call a function, in which close() and abort() may raise _Closed."""
+        closed = _Closed()
+        self._connecting[closed] = gevent.getcurrent()
+        try:
+            return function(*args, **options)
+        finally:
+            self._connecting.pop(closed, None)
+
+    def _interrupt(self, closed: _Closed) -> None:
+        """Run by the hub: end one connect, if it is still under way."""
+        greenlet = self._connecting.pop(closed, None)
+        if greenlet is not None:
+            greenlet.throw(closed)
+
     def close(self) -> None:
-        """Close all sessions that came from here, at once; waits as their close() does."""
-        self._is_closed = True
+        """
+        End connects under way, and close all sessions that came from here, at the same time.
+
+        Waits as the sessions' close() does. Idempotent.
+        """
+        self._check_thread()
+        self._refuse()
         closers = Group()
         try:
             for session in list(self._sessions):
@@ -123,9 +155,20 @@ class WebTransportClient:
 
     def abort(self) -> None:
         """Close, and abort the sessions that are left: what they sent may be lost. Never waits."""
-        self._is_closed = True
+        self._check_thread()
+        self._refuse()
         for session in list(self._sessions):
             session.abort()
+
+    def _refuse(self) -> None:
+        """Let nobody connect any more. Idempotent."""
+        self._is_closed = True
+        for closed in self._connecting:
+            gevent.get_hub().loop.run_callback(self._interrupt, closed)
+
+    def _check_thread(self) -> None:
+        if native_thread() != self._thread:
+            raise RuntimeError("This client belongs to the hub of another thread.")
 
     def set_default_headers(self, headers: Headers) -> None:
         """Send these headers with every connect() from now on."""
@@ -157,3 +200,7 @@ class WebTransportClient:
         self, kind: type[BaseException] | None, exc: BaseException | None, tb: TracebackType | None
     ) -> None:
         self.close()
+
+
+class _Closed(BaseException):
+    """Raised in whoever connects when the client is closed; nobody else sees it."""

@@ -16,6 +16,7 @@ from gevent.pool import Group
 
 from ..config import ClientConfig
 from ..errors import ClientError
+from ..net.waiting import native_thread
 from ..options import bad
 from ..stream_common import CONFIGURED
 from .client import WebTransportClient
@@ -41,6 +42,7 @@ class ClientPool:
         if not self._clients:
             raise bad("configs", [], "at least one configuration")
         self._turn = 0
+        self._thread = native_thread()
 
     @classmethod
     def create(cls, *, num_clients: int = 10, base_config: ClientConfig | None = None) -> Self:
@@ -83,11 +85,12 @@ class ClientPool:
         Connect every open client to a URL, all at the same time; return the sessions, in order.
 
         Those that fail are left out, and logged in one line. If all fail, or one does and
-        `raise_on_error` is set, an ExceptionGroup of their ClientErrors is raised, and what had
-        succeeded is closed. So it is when the caller is interrupted. Waits as long as the slowest
-        connect: each may take `timeout`, its configuration's connect_timeout unless given. Raises
-        ClientError if the pool is closed.
+        `raise_on_error` is set, or the pool was closed meanwhile, an ExceptionGroup of their
+        ClientErrors is raised, and what had succeeded is closed. So it is when the caller is
+        interrupted. Waits as long as the slowest connect: each may take `timeout`, its
+        configuration's connect_timeout unless given. Raises ClientError if the pool is closed.
         """
+        self._check_thread()
         clients = [client for client in self._clients if not client.is_closed]
         if not clients:
             raise ClientError("The pool of clients is closed.", target_url=url)
@@ -112,7 +115,7 @@ class ClientPool:
                 session.abort()
             raise
         failed = f"{len(errors)} of {len(clients)} clients could not connect to {without_user(url)}"
-        if errors and (raise_on_error or not sessions):
+        if errors and (raise_on_error or not sessions or self.is_closed):
             _close(sessions.values())
             raise ExceptionGroup(failed, errors)
         if errors:
@@ -121,9 +124,14 @@ class ClientPool:
 
     def close_all(self) -> None:
         """Close all clients and their sessions, at the same time; waits as their close() does."""
+        self._check_thread()
         _close(self._clients)
 
     close = close_all
+
+    def _check_thread(self) -> None:
+        if native_thread() != self._thread:
+            raise RuntimeError("This pool of clients belongs to the hub of another thread.")
 
     def __enter__(self) -> Self:
         return self

@@ -202,26 +202,6 @@ def test_one_who_navigates_may_be_killed(browser, pages, gates):
     eventually(lambda: browser._client.debug_state()["client"]["sessions"] == 1)
 
 
-def test_a_session_that_came_too_late_for_one_who_was_killed_is_ended(browser, pages, monkeypatch):
-    browser.navigate(pages[0])
-    connect, late = browser._client.connect, []
-
-    def slowly(*args, **options):
-        late.append(connect(*args, **options))
-        try:
-            gevent.sleep(30)
-        except gevent.GreenletExit:
-            # As if it had been on its way out.
-            return late[0]
-
-    monkeypatch.setattr(browser._client, "connect", slowly)
-    task = spawn(browser.navigate, pages[1])
-    eventually(lambda: late)
-    task.kill()
-    eventually(lambda: late[0].is_closed)
-    assert browser.current_url == pages[0] and browser.current_session.is_ready
-
-
 def test_close_ends_everything(browser, pages):
     session = browser.navigate(pages[0])
     browser.close()

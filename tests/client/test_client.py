@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import dataclasses
+import socket
 import sys
 
+import gevent
 import gevent.subprocess
 import pytest
 
 import gwt
-from tests.helpers import eventually
+from tests.helpers import eventually, spawn
 from tests.helpers.live import connect, echo, serving, url
 
 
@@ -166,3 +168,64 @@ def test_it_connects_websockets_too(server):
             client.connect(f"ws://{host}:{port}/nowhere")
         assert isinstance(info.value.__cause__, gwt.SessionRejected)
     assert ws.is_closed and not ws.is_ready and ws.close_code == 1000
+
+
+@pytest.fixture
+def silent():
+    """Where nobody answers, by TCP or by UDP."""
+    with socket.create_server(("127.0.0.1", 0)) as tcp:
+        port = tcp.getsockname()[1]
+        with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as udp:
+            udp.bind(("127.0.0.1", port))
+            yield f"127.0.0.1:{port}/"
+
+
+@pytest.mark.parametrize("end", ["close", "abort"])
+@pytest.mark.parametrize("scheme", ["https", "wss", "ws"])
+def test_a_close_ends_connects_that_are_under_way(silent, scheme, end):
+    client = gwt.WebTransportClient(config=gwt.ClientConfig(connect_timeout=None))
+    tasks = [spawn(client.connect, f"{scheme}://{silent}") for _ in range(3)]
+    eventually(lambda: client.stats["connections"]["attempted"] == 3)
+    getattr(client, end)()
+    getattr(client, end)()
+    for task in tasks:
+        with pytest.raises(gwt.ClientError, match="closed meanwhile") as info:
+            task.get(timeout=2)
+        assert info.value.target_url == f"{scheme}://{silent}"
+    expected = {"attempted": 3, "successful": 0, "failed": 3, "success_rate": 0.0}
+    assert client.stats["connections"] == expected
+
+
+def test_a_session_that_came_about_as_the_client_was_closed_is_no_success(server, monkeypatch):
+    client = gwt.WebTransportClient(config=config(server))
+    made = []
+
+    def connect_and_close(*args, **options):
+        made.append(gwt.connect(*args, **options))
+        client.close()
+        return made[0]
+
+    monkeypatch.setattr("gwt.client.client.connect", connect_and_close)
+    with pytest.raises(gwt.ClientError, match="closed meanwhile"):
+        client.connect(url(server))
+    # What was to interrupt it finds that it is over.
+    gevent.sleep(0)
+    assert made[0].is_closed
+    assert client.stats["connections"]["successful"] == 0
+    assert client.stats["connections"]["failed"] == 1
+
+
+def test_it_belongs_to_its_thread(server):
+    refused = []
+
+    def elsewhere():
+        for call in (lambda: client.connect(url(server)), client.close, client.abort):
+            try:
+                call()
+            except RuntimeError:
+                refused.append(call)
+
+    with gwt.WebTransportClient(config=config(server)) as client:
+        session = client.connect(url(server))
+        gevent.get_hub().threadpool.apply(elsewhere)
+        assert len(refused) == 3 and session.is_ready and not client.is_closed

@@ -196,15 +196,36 @@ def test_each_connect_has_a_timeout(app, server, good, address):
     assert all(isinstance(error.__cause__, TimeoutError) for error in info.value.exceptions)
 
 
-def test_close_in_the_middle_of_connect_all(app, server, good, address):
-    silent = config(server, come="in", wait="here").update(connect_timeout=0.3)
+@pytest.mark.parametrize("raise_on_error", [False, True])
+def test_close_in_the_middle_of_connect_all(app, server, good, address, raise_on_error):
+    silent = config(server, come="in", wait="here").update(connect_timeout=None)
     pool = gwt.ClientPool([good, silent])
-    task = spawn(pool.connect_all, address, raise_on_error=True)
+    task = spawn(pool.connect_all, address, raise_on_error=raise_on_error)
     eventually(lambda: pool.stats["connections"]["successful"] == 1)
     pool.close()
-    with pytest.raises(ExceptionGroup):
+    with pytest.raises(ExceptionGroup, match="1 of 2 clients") as info:
         task.get()
+    (error,) = info.value.exceptions
+    assert "closed meanwhile" in str(error) and error.target_url == address
+    assert pool.stats["connections"]["failed"] == 1
+    app.silence.set()
     eventually(lambda: not app.open)
+
+
+def test_it_belongs_to_its_thread(good, address):
+    refused = []
+
+    def elsewhere():
+        for call in (partial(pool.connect_all, address), pool.close_all):
+            try:
+                call()
+            except RuntimeError:
+                refused.append(call)
+
+    with gwt.ClientPool([good]) as pool:
+        (session,) = pool.connect_all(address)
+        gevent.get_hub().threadpool.apply(elsewhere)
+        assert len(refused) == 2 and session.is_ready and pool.get_client_count() == 1
 
 
 @pytest.mark.parametrize("started", [False, True])

@@ -455,6 +455,26 @@ def test_close_takes_everything_along(server, kind):
         pool.return_session(out)
 
 
+@pytest.mark.parametrize("scheme", ["https", "ws"])
+def test_close_ends_who_connects_and_who_waits(scheme):
+    with (
+        socket.create_server(("127.0.0.1", 0)) as tcp,
+        socket.socket(type=socket.SOCK_DGRAM) as udp,
+    ):
+        udp.bind(tcp.getsockname())
+        address = f"{scheme}://127.0.0.1:{tcp.getsockname()[1]}/"
+        pool = gwt.PooledClient(config=gwt.ClientConfig(connect_timeout=None), pool_size=1)
+        tasks = [spawn(pool.get_session, address) for _ in range(2)]
+        eventually(lambda: pool.stats["pool"]["waiting"])
+        pool.close()
+        for task in tasks:
+            with pytest.raises(gwt.ClientError, match="closed"):
+                task.get(timeout=2)
+        assert not any(
+            pool.stats["pool"][name] for name in ("out", "idle", "connecting", "waiting")
+        )
+
+
 @KINDS
 def test_close_that_is_interrupted_leaves_nothing(kind):
     with both() as server, pooled(server) as pool:
