@@ -31,6 +31,7 @@ Every exception that gwt raises, and how one is raised again. Floor 0: imports n
      |    `-- PoolExhausted (TimeoutError)
      +-- ConcurrencyError (RuntimeError)
      +-- ClientError
+     |    `-- ClientTimeout (TimeoutError)
      `-- Reject                                 raised by middleware to refuse a peer
 
 ``str()`` of each is a sentence: what happened, who did it, code and reason. Timeouts are the
@@ -49,6 +50,7 @@ __all__ = [
     "ApplicationClosed",
     "CertificateError",
     "ClientError",
+    "ClientTimeout",
     "CloseFrame",
     "ConcurrencyError",
     "ConfigError",
@@ -422,6 +424,10 @@ class ClientError(GwtError):
     def __init__(self, message: str, *, target_url: str | None = None) -> None:
         super().__init__(message)
         self.target_url = target_url
+
+
+class ClientTimeout(ClientError, TimeoutError):
+    """The time was up that a class of the client suite had been given."""
 
 
 # RFC 9110 5.1 and 5.5.

@@ -152,6 +152,11 @@ TREE = [
         {"target_url": "https://example.org/"},
     ),
     (
+        lambda: errors.ClientTimeout("It took too long.", target_url="https://example.org/"),
+        (errors.ClientError, TimeoutError),
+        {"target_url": "https://example.org/"},
+    ),
+    (
         lambda: errors.Reject(401, {"www-authenticate": "Basic"}, b"no"),
         (errors.GwtError,),
         {"status": 401, "headers": [("www-authenticate", "Basic")], "body": b"no"},

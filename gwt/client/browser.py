@@ -13,7 +13,7 @@ from gevent.lock import BoundedSemaphore
 from gevent.pool import Group
 
 from ..config import ClientConfig
-from ..errors import ClientError
+from ..errors import ClientError, ClientTimeout
 from ..net.waiting import Deadline, native_thread
 from ..stream_common import CONFIGURED
 from .client import WebTransportClient
@@ -31,7 +31,7 @@ class WebTransportBrowser:
     A navigation connects first, then closes the session it leaves, in the background; one that
     fails changes nothing. Navigations of several greenlets take place one after the other. Each
     waits at most `timeout` in all, connect_timeout unless given, and raises ClientError with its
-    cause. As a context manager it closes.
+    cause, or ClientTimeout. As a context manager it closes.
     """
 
     def __init__(self, *, config: ClientConfig | None = None) -> None:
@@ -158,7 +158,7 @@ class WebTransportBrowser:
         self._check_thread()
         deadline = Deadline(self.config.connect_timeout if timeout is CONFIGURED else timeout)
         if not self._turn.acquire(timeout=deadline.remaining()):
-            raise ClientError(
+            raise ClientTimeout(
                 f"Another navigation took all of the {deadline.timeout:g} s that this one had.",
                 target_url=url,
             ) from TimeoutError(f"timed out after {deadline.timeout:g} s")
@@ -171,8 +171,8 @@ class WebTransportBrowser:
         """Replace the session by one of a URL; if that fails everything stays as it is."""
         remaining = deadline.remaining()
         if remaining is not None:
-            # Above 0, as connect() wants it: it may have been our turn in the last moment.
-            remaining = max(remaining, 0.001)
+            # In a message's digits, and above 0: it may have been our turn in the last moment.
+            remaining = max(round(remaining, 3), 0.001)
         try:
             session = self._client.connect(url, timeout=remaining)
         except ClientError as exc:

@@ -15,7 +15,7 @@ import gevent
 from gevent.pool import Group
 
 from ..config import ClientConfig
-from ..errors import ClientError, GwtError
+from ..errors import ClientError, ClientTimeout, GwtError
 from ..net.waiting import native_thread
 from ..stream_common import CONFIGURED
 from .connecting import connect
@@ -85,7 +85,8 @@ class WebTransportClient:
 
         The headers override the defaults, which override the config's. Waits at most `timeout` in
         all: connect_timeout unless given, None is no limit. Raises ClientError with the cause
-        chained, whatever it was, also when the client is closed meanwhile.
+        chained, whatever it was, also when the client is closed meanwhile; ClientTimeout, which is
+        a TimeoutError as well, when the time is up.
         """
         self._check_thread()
         if self._is_closed:
@@ -102,8 +103,7 @@ class WebTransportClient:
             session = self._interruptible(connect, url, config=config)
         except (GwtError, OSError) as exc:
             self._stats.connections_failed += 1
-            shown = without_user(url)
-            raise ClientError(f"Connecting to {shown} failed: {exc}", target_url=url) from exc
+            raise _failure(exc, url) from exc
         except _Closed:
             self._stats.connections_failed += 1
             raise ClientError("The client was closed meanwhile.", target_url=url) from None
@@ -200,6 +200,13 @@ class WebTransportClient:
         self, kind: type[BaseException] | None, exc: BaseException | None, tb: TracebackType | None
     ) -> None:
         self.close()
+
+
+def _failure(exc: Exception, url: str) -> ClientError:
+    if isinstance(exc, TimeoutError):
+        # It names the URL itself.
+        return ClientTimeout(str(exc), target_url=url)
+    return ClientError(f"Connecting to {without_user(url)} failed: {exc}", target_url=url)
 
 
 class _Closed(BaseException):

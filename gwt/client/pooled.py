@@ -153,8 +153,9 @@ class PooledClient:
 
         Waits, first come, first served, while `pool_size` are out, and for the connect; at most
         `timeout` in all, the configuration's connect_timeout unless given, None is no limit. Raises
-        PoolExhausted if none came free in time, which is a TimeoutError; ClientError with the
-        cause chained if connecting failed, if the URL is no URL, or the pool is closed.
+        PoolExhausted if none came free in time, ClientTimeout if the connect took too long, which
+        are TimeoutErrors; else ClientError with the cause chained if connecting failed, if the URL
+        is no URL, or the pool is closed.
         """
         place = self._place(url)
         given = self._take_idle(place)
@@ -217,8 +218,8 @@ class PooledClient:
         """Connect in a slot that was taken for it."""
         remaining = deadline.remaining()
         if remaining is not None:
-            # A slot may have come at the last moment; a timeout of 0 is none.
-            remaining = max(remaining, 0.001)
+            # In a message's digits; a slot may have come at the last moment, a timeout of 0 is none.
+            remaining = max(round(remaining, 3), 0.001)
         place.connecting += 1
         try:
             session = self._client.connect(url, timeout=remaining)

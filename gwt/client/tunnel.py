@@ -21,6 +21,7 @@ from ..config import ClientConfig
 from ..connection import WebTransportConnection
 from ..errors import (
     ClientError,
+    ClientTimeout,
     ConfigError,
     ConnectionClosed,
     GwtError,
@@ -107,7 +108,8 @@ class WebTransportProxy:
         name. `proxy_headers` go to the proxy. Waits at most `timeout` in all, for a connection and
         for the proxy's answer. Codes of the stream are HTTP/3's (RFC 9114 8.1): 0x10f is a TCP
         connection that broke. Raises ClientError with the cause chained: SessionRejected if the
-        proxy answered with a status, else HandshakeError or CertificateError; or TimeoutError.
+        proxy answered with a status, else HandshakeError or CertificateError; or ClientTimeout,
+        which is a TimeoutError as well.
         """
         self._check_thread()
         if self._is_closed:
@@ -134,9 +136,10 @@ class WebTransportProxy:
             headers = self._headers(proxy_headers)
             stream = self._open(target, headers, progress)
         except TimeoutError as exc:
-            raise TimeoutError(
+            raise ClientTimeout(
                 f"No tunnel to {shown} through the proxy {self._proxy.authority} within "
-                f"{timeout:g} s, while {progress.stage}."
+                f"{timeout:g} s, while {progress.stage}.",
+                target_url=target_url,
             ) from exc
         except SessionRejected as exc:
             raise ClientError(

@@ -196,6 +196,23 @@ def test_a_close_ends_connects_that_are_under_way(silent, scheme, end):
     assert client.stats["connections"] == expected
 
 
+@pytest.mark.parametrize("scheme", ["https", "wss", "ws"])
+def test_a_timeout_is_both_a_timeout_and_an_error_of_the_client(silent, scheme):
+    address = f"{scheme}://{silent}"
+    config = gwt.ClientConfig(connect_timeout=0.05)
+    with (
+        gwt.WebTransportClient(config=config) as client,
+        gwt.PooledClient(config=config) as pooled,
+        gwt.WebTransportBrowser(config=config) as browser,
+    ):
+        for connect in (client.connect, pooled.get_session, browser.navigate):
+            with pytest.raises(TimeoutError) as info:
+                connect(address)
+            assert isinstance(info.value, gwt.ClientError) and info.value.target_url == address
+            assert str(info.value).startswith(f"Connecting to {address} timed out after 0.05 s")
+            assert type(info.value.__cause__) is TimeoutError
+
+
 def test_a_session_that_came_about_as_the_client_was_closed_is_no_success(server, monkeypatch):
     client = gwt.WebTransportClient(config=config(server))
     made = []

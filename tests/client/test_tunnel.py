@@ -375,6 +375,7 @@ def test_a_proxy_that_never_answers_the_request(answers, target):
     with reaching(target) as (server, proxy):
         with pytest.raises(TimeoutError) as caught:
             proxy.connect_through_proxy(target, timeout=0.2)
+        assert isinstance(caught.value, gwt.ClientError) and caught.value.target_url == target
         assert str(caught.value) == (
             f"No tunnel to {target} through the proxy {place(server.address)} within 0.2 s, "
             "while waiting for the proxy's answer."
