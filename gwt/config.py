@@ -317,6 +317,15 @@ class ClientConfig(TransportConfig):
         return _CLIENT_ALIASES
 
 
+def client_config(config: Any) -> ClientConfig:
+    """Return a ClientConfig, the default for None; raises ConfigError for anything else."""
+    if config is None:
+        return ClientConfig()
+    if not isinstance(config, ClientConfig):
+        raise bad("config", config, "a ClientConfig, or None")
+    return config
+
+
 def certificate_hash(value: str | bytes) -> bytes:
     """Return a SHA-256 given as 32 bytes, or as hex with or without colons, as bytes."""
     digest: bytes

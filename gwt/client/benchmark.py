@@ -19,7 +19,7 @@ import gevent
 from gevent.pool import Group
 from gevent.queue import Queue
 
-from ..config import ClientConfig
+from ..config import ClientConfig, client_config
 from ..errors import ConfigError, GwtError, HandshakeError, SessionRejected
 from ..net.waiting import Deadline
 from ..options import bad
@@ -71,7 +71,7 @@ def benchmark_client_performance(
     if progress is not None and not callable(progress):
         raise bad("progress", progress, "callable, or None")
     parse_url(url, {"https": 443, **SCHEMES}, users=not str(url).lower().startswith("https"))
-    config = config or ClientConfig()
+    config = client_config(config)
     # They are not to wait for one another in the queue for handshakes.
     config = config.update(max_connecting=max(config.max_connecting, concurrent_requests))
 

@@ -14,7 +14,7 @@ from typing import Any, Self
 import gevent
 from gevent.pool import Group
 
-from ..config import ClientConfig
+from ..config import ClientConfig, client_config
 from ..errors import ClientError, ClientTimeout, GwtError
 from ..net.waiting import native_thread
 from ..stream_common import CONFIGURED
@@ -29,7 +29,7 @@ class WebTransportClient:
     """Connect with one configuration, default headers and statistics; closes its sessions."""
 
     def __init__(self, *, config: ClientConfig | None = None) -> None:
-        self._config = config or ClientConfig()
+        self._config = client_config(config)
         self._default_headers: dict[str, str] = {}
         # What connect() has returned and has not ended: sessions and WebSockets.
         self._sessions: set[Any] = set()
@@ -47,7 +47,7 @@ class WebTransportClient:
         That one is for `url`, and begins to connect at once; the other connects where it is told
         to. Does not wait.
         """
-        if config is not None and config.auto_reconnect:
+        if client_config(config).auto_reconnect:
             from .reconnecting import ReconnectingClient
 
             return ReconnectingClient(url, config=config)

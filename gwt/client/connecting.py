@@ -13,7 +13,7 @@ from typing import Any
 from gevent.lock import BoundedSemaphore
 
 from .. import certificates
-from ..config import ClientConfig
+from ..config import ClientConfig, client_config
 from ..connection import WebTransportConnection
 from ..errors import ConfigError, GwtError, HandshakeError
 from ..net.waiting import Deadline
@@ -45,7 +45,7 @@ def connect(url: str, *, config: ClientConfig | None = None, **options: Any) -> 
     if scheme != "https":
         # It says which would do.
         parse_url(url, {"https": 443, **SCHEMES})
-    return connect_session(url, (config or ClientConfig()).update(**options))
+    return connect_session(url, client_config(config).update(**options))
 
 
 def connect_session(

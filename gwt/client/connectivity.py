@@ -14,7 +14,7 @@ from typing import Any
 
 import gevent
 
-from ..config import ClientConfig
+from ..config import ClientConfig, client_config
 from ..errors import (
     CertificateError,
     ConfigError,
@@ -25,7 +25,6 @@ from ..errors import (
     SessionRejected,
 )
 from ..net.waiting import Deadline
-from ..options import bad
 from .connecting import connect_session
 from .dial import Progress
 from .sockets import ClientHub
@@ -121,9 +120,7 @@ class _Check:
         users = not str(self.url).lower().startswith("https:")
         self.target = target = parse_url(self.url, {"https": 443, **SCHEMES}, users=users)
         self.enter("config")
-        if config is not None and not isinstance(config, ClientConfig):
-            raise bad("config", config, "a ClientConfig or None")
-        config = (config or ClientConfig()).update(connect_timeout=timeout)
+        config = client_config(config).update(connect_timeout=timeout)
         # On a connection and a socket of its own, on which nobody else is heard.
         config = config.update(share_connection=False, client_sockets=None)
         self.deadline = Deadline(timeout)

@@ -12,7 +12,7 @@ import time
 from collections import OrderedDict
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
-from types import TracebackType
+from types import SimpleNamespace, TracebackType
 from typing import Any, Self
 
 import gevent
@@ -21,7 +21,7 @@ from gevent.pool import Group
 from ..config import ClientConfig
 from ..errors import ClientError, ConfigError, GwtError, PoolExhausted
 from ..net.waiting import Deadline, native_thread
-from ..options import bad
+from ..options import check
 from ..stream_common import CONFIGURED, StreamDirection
 from .client import WebTransportClient
 from .slots import CLOSED, SLOT, Key, Place, key_of
@@ -58,14 +58,17 @@ class PooledClient:
         keeps them. Of more than `max_idle` in all, the one idle longest is closed. Raises
         ConfigError, which is a ValueError.
         """
-        if type(pool_size) is not int or pool_size < 1:
-            raise bad("pool_size", pool_size, "an integer of at least 1")
-        if max_idle is not None and (type(max_idle) is not int or max_idle < 0):
-            raise bad("max_idle", max_idle, "an integer of at least 0, or None")
-        if not cleanup_interval > 0:
-            raise bad("cleanup_interval", cleanup_interval, "a number of seconds above 0")
-        if idle_timeout is not None and not idle_timeout > 0:
-            raise bad("idle_timeout", idle_timeout, "a number of seconds above 0, or None")
+        check(
+            SimpleNamespace(
+                pool_size=pool_size,
+                cleanup_interval=cleanup_interval,
+                idle_timeout=idle_timeout,
+                max_idle=max_idle,
+            ),
+            positive=("cleanup_interval", "idle_timeout"),
+            at_least={"pool_size": 1, "max_idle": 0},
+            optional=("idle_timeout", "max_idle"),
+        )
         self._client = WebTransportClient(config=config)
         self._pool_size = pool_size
         self._cleanup_interval = cleanup_interval
@@ -218,7 +221,7 @@ class PooledClient:
         """Connect in a slot that was taken for it."""
         remaining = deadline.remaining()
         if remaining is not None:
-            # In a message's digits; a slot may have come at the last moment, a timeout of 0 is none.
+            # In a message's digits, and above 0: a slot may have come at the last moment.
             remaining = max(round(remaining, 3), 0.001)
         place.connecting += 1
         try:
@@ -288,7 +291,7 @@ class PooledClient:
     def _return(self, session: Any, exc: BaseException | None) -> None:
         place = self._homes.get(session)
         if place is None or session in place.idle:
-            if not session.is_ready:
+            if not getattr(session, "is_ready", True):
                 return
             raise ValueError(
                 f"{session!r} does not come from this pool."

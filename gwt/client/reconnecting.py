@@ -19,7 +19,7 @@ from weakref import WeakSet
 
 import gevent
 
-from ..config import ClientConfig
+from ..config import ClientConfig, client_config
 from ..errors import (
     ClientError,
     ConfigError,
@@ -83,7 +83,7 @@ class ReconnectingClient:
     def __init__(self, url: str, *, config: ClientConfig | None = None) -> None:
         """Raises ConfigError for a URL that cannot be connected to."""
         self._url = url
-        self._keeper = _Keeper(url, config or ClientConfig())
+        self._keeper = _Keeper(url, client_config(config))
 
     @classmethod
     def create(cls, url: str, *, config: ClientConfig | None = None) -> Self:

@@ -17,7 +17,7 @@ from gevent.lock import BoundedSemaphore
 from gevent.pool import Group
 
 from .. import certificates
-from ..config import ClientConfig
+from ..config import ClientConfig, client_config
 from ..connection import WebTransportConnection
 from ..errors import (
     ClientError,
@@ -58,7 +58,7 @@ class WebTransportProxy:
 
     def __init__(self, proxy_url: str, *, config: ClientConfig | None = None) -> None:
         self._proxy = parse_url(proxy_url, name="proxy_url", users=True)
-        self._config = config or ClientConfig()
+        self._config = client_config(config)
         # The one that takes new tunnels, and those that still have some.
         self._connection: WebTransportConnection | None = None
         self._connections: set[WebTransportConnection] = set()

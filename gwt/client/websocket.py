@@ -18,7 +18,7 @@ from urllib.parse import urljoin
 import gevent
 
 from .. import certificates
-from ..config import ClientConfig, certificate_hash
+from ..config import ClientConfig, certificate_hash, client_config
 from ..errors import ConfigError, HandshakeError, LocalProtocolError, SessionRejected
 from ..net.tcp import TcpConnection
 from ..net.waiting import Deadline
@@ -74,7 +74,7 @@ def connect_websocket(
     authorization (RFC 7617). Raises SessionRejected with the HTTP status, CertificateError,
     HandshakeError with its stage, ConfigError, or TimeoutError.
     """
-    config = (config or ClientConfig()).update(**options)
+    config = client_config(config).update(**options)
     connecting = _Connecting(url, config, Cookies(cookies), max_redirects)
     connecting.set_way(sock, unix, sockopt)
     connecting.set_context(ssl)

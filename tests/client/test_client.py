@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import socket
 import sys
+from functools import partial
 
 import gevent
 import gevent.subprocess
@@ -246,3 +247,24 @@ def test_it_belongs_to_its_thread(server):
         session = client.connect(url(server))
         gevent.get_hub().threadpool.apply(elsewhere)
         assert len(refused) == 3 and session.is_ready and not client.is_closed
+
+
+@pytest.mark.parametrize("config", [{"verify": False}, {}, "config", gwt.ServerConfig()])
+def test_what_is_no_config_is_refused_at_once(config):
+    address = "https://127.0.0.1:1/"
+    makers = [
+        gwt.WebTransportClient,
+        gwt.PooledClient,
+        gwt.WebTransportBrowser,
+        partial(gwt.WebTransportClient.create, address),
+        partial(gwt.ReconnectingClient, address),
+        partial(gwt.WebTransportProxy, address),
+        partial(gwt.benchmark_client_performance, address),
+        partial(gwt.connect, address),
+        partial(gwt.connect, "ws://127.0.0.1:1/"),
+    ]
+    for make in makers:
+        with pytest.raises(gwt.ConfigError, match="config must be a ClientConfig, or None"):
+            make(config=config)
+    with pytest.raises(gwt.ConfigError):
+        gwt.ClientPool([config])

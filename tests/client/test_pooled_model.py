@@ -209,12 +209,21 @@ def test_urls_that_are_none_and_options_that_are_wrong(make):
         {"pool_size": 1.5},
         {"pool_size": True},
         {"cleanup_interval": 0},
+        {"cleanup_interval": "60"},
+        {"cleanup_interval": None},
+        {"cleanup_interval": float("inf")},
         {"idle_timeout": 0},
         {"max_idle": -1},
     ):
         with pytest.raises(ValueError, match=next(iter(options))):
             make(**options)
     assert gwt.PooledClient.create(pool_size=3, cleanup_interval=5.0)._pool_size == 3
+
+
+def test_what_is_no_session_does_not_come_from_the_pool(make):
+    for value in (None, "session", object()):
+        with pytest.raises(ValueError, match="does not come from this pool"):
+            make().return_session(value)
 
 
 def test_urls_are_remembered_within_a_bound(make):
