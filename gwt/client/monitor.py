@@ -19,6 +19,7 @@ from typing import Any, Self
 import gevent
 from gevent.event import Event
 
+from ..net.waiting import native_thread
 from ..options import bad
 from .stats import find_issues
 
@@ -66,6 +67,7 @@ class ClientMonitor:
         self._interval = monitoring_interval
         self._on_alert = on_alert
         self._clock = clock
+        self._thread = native_thread()
         self._stop = Event()
         self._greenlet: gevent.Greenlet | None = None
         self._metrics: deque[dict[str, Any]] = deque(maxlen=_MOST_METRICS)
@@ -107,6 +109,7 @@ class ClientMonitor:
 
     def start(self) -> None:
         """Take the first metrics, and go on in a greenlet. Idempotent."""
+        self._check_thread()
         if self.is_monitoring:
             return
         self.check()
@@ -118,12 +121,17 @@ class ClientMonitor:
 
     def close(self) -> None:
         """Stop monitoring; metrics and alerts stay. Idempotent, and may be followed by start()."""
+        self._check_thread()
         self._stop.set()
         greenlet, self._greenlet = self._greenlet, None
         if greenlet is not None and greenlet is not gevent.getcurrent():
             greenlet.kill()
 
     stop = close
+
+    def _check_thread(self) -> None:
+        if native_thread() != self._thread:
+            raise RuntimeError("This monitor belongs to the hub of another thread.")
 
     def check(self) -> list[dict[str, Any]]:
         """Take metrics now, and return the alerts that they raise. Waits if `stats` does."""

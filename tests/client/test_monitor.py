@@ -349,6 +349,21 @@ def test_it_ends_when_nobody_has_it_any_more_and_keeps_no_client(looked):
     eventually(greenlet.ready)
 
 
+def test_it_belongs_to_its_thread():
+    refused = []
+
+    def elsewhere():
+        for call in (monitor.start, monitor.close):
+            try:
+                call()
+            except RuntimeError:
+                refused.append(call)
+
+    with gwt.ClientMonitor(gwt.WebTransportClient()) as monitor:
+        gevent.get_hub().threadpool.apply(elsewhere)
+        assert len(refused) == 2 and monitor.is_monitoring
+
+
 def test_killing_whoever_monitors_leaves_nothing():
     client = Client()
 

@@ -526,6 +526,22 @@ def test_what_was_written_before_close_arrives():
         assert sum(map(len, got)) == 500_003
 
 
+def test_it_belongs_to_its_thread(target):
+    refused = []
+
+    def elsewhere():
+        for call in (lambda: proxy.connect_through_proxy(target), proxy.close):
+            try:
+                call()
+            except RuntimeError:
+                refused.append(call)
+
+    with reaching(target) as (_, proxy):
+        assert echoes(proxy, target)
+        gevent.get_hub().threadpool.apply(elsewhere)
+        assert len(refused) == 2 and not proxy.is_closed and echoes(proxy, target)
+
+
 def test_close_while_others_wait_for_an_answer(answers, target):
     answers.function = lambda connection, event: None
     with reaching(target) as (_, proxy):
