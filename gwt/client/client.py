@@ -17,6 +17,7 @@ from gevent.pool import Group
 from ..config import ClientConfig, client_config
 from ..errors import ClientError, ClientTimeout, GwtError
 from ..net.waiting import native_thread
+from ..options import bad
 from ..stream_common import CONFIGURED
 from .connecting import connect
 from .stats import ClientStats, find_issues
@@ -30,6 +31,8 @@ class WebTransportClient:
 
     def __init__(self, *, config: ClientConfig | None = None) -> None:
         self._config = client_config(config)
+        # Of the config, and set_default_headers().
+        self._headers = _named(self._config.headers)
         self._default_headers: dict[str, str] = {}
         # What connect() has returned and has not ended: sessions and WebSockets.
         self._sessions: set[Any] = set()
@@ -91,9 +94,7 @@ class WebTransportClient:
         self._check_thread()
         if self._is_closed:
             raise ClientError("The client is closed.", target_url=url)
-        merged = {name.lower(): value for name, value in pairs(self._config.headers)}
-        merged.update(self._default_headers)
-        merged.update((name.lower(), value) for name, value in pairs(headers or {}))
+        merged = {**self._headers, **self._default_headers, **_named(headers or {})}
         config = self._config.update(headers=merged)
         if timeout is not CONFIGURED:
             config = config.update(connect_timeout=timeout)
@@ -171,8 +172,8 @@ class WebTransportClient:
             raise RuntimeError("This client belongs to the hub of another thread.")
 
     def set_default_headers(self, headers: Headers) -> None:
-        """Send these headers with every connect() from now on."""
-        self._default_headers = {name.lower(): value for name, value in pairs(headers)}
+        """Send these headers with every connect() from now on, instead of those set before."""
+        self._default_headers = _named(headers)
 
     def debug_state(self) -> dict[str, Any]:
         """Return a snapshot of the client: its state, its configuration, its statistics."""
@@ -200,6 +201,14 @@ class WebTransportClient:
         self, kind: type[BaseException] | None, exc: BaseException | None, tb: TracebackType | None
     ) -> None:
         self.close()
+
+
+def _named(headers: Headers) -> dict[str, str]:
+    """Return headers by their names in lower case; raises ConfigError for what are none."""
+    try:
+        return {name.lower(): value for name, value in pairs(headers)}
+    except (AttributeError, TypeError, ValueError):
+        raise bad("headers", headers, "a mapping of texts, or pairs of them") from None
 
 
 def _failure(exc: Exception, url: str) -> ClientError:

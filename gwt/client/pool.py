@@ -114,12 +114,15 @@ class ClientPool:
             for session in sessions.values():
                 session.abort()
             raise
-        failed = f"{len(errors)} of {len(clients)} clients could not connect to {without_user(url)}"
-        if errors and (raise_on_error or not sessions or self.is_closed):
-            _close(sessions.values())
-            raise ExceptionGroup(failed, errors)
         if errors:
-            logger.warning("%s, the first because: %s", failed, errors[0])
+            failed = (
+                f"{len(errors)} of {len(clients)} clients could not connect to "
+                f"{without_user(url)}, the first because: {errors[0]}"
+            )
+            if raise_on_error or not sessions or self.is_closed:
+                _close(sessions.values())
+                raise ExceptionGroup(failed, errors)
+            logger.warning("%s", failed)
         return [session for _, session in sorted(sessions.items())]
 
     def close_all(self) -> None:

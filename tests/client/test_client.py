@@ -268,3 +268,15 @@ def test_what_is_no_config_is_refused_at_once(config):
             make(config=config)
     with pytest.raises(gwt.ConfigError):
         gwt.ClientPool([config])
+
+
+@pytest.mark.parametrize("headers", [5, "x: y", ["x"], {5: "y"}, b"x"])
+def test_what_are_no_headers_is_refused_at_once(headers):
+    client = gwt.WebTransportClient()
+    with pytest.raises(gwt.ConfigError, match="headers must be"):
+        gwt.ReconnectingClient("https://127.0.0.1:1/", config=gwt.ClientConfig(headers=headers))
+    with pytest.raises(gwt.ConfigError, match="headers must be"):
+        client.set_default_headers(headers)
+    with pytest.raises(gwt.ConfigError, match="headers must be"):
+        client.connect("https://127.0.0.1:1/", headers=headers)
+    assert client.stats["connections"]["attempted"] == 0

@@ -155,6 +155,7 @@ def test_connect_all_raises_when_all_fail(bad, address):
     with gwt.ClientPool([bad, bad]) as pool, pytest.raises(ExceptionGroup) as info:
         pool.connect_all(address)
     assert "2 of 2 clients could not connect" in str(info.value)
+    assert str(info.value.exceptions[0]) in str(info.value)
     assert [type(error) for error in info.value.exceptions] == [gwt.ClientError] * 2
     assert all(error.__cause__.status == 403 for error in info.value.exceptions)
 
