@@ -203,9 +203,9 @@ class TransportConfig:
         return {}
 
     @classmethod
-    def from_dict(cls, values: Mapping[str, Any]) -> Self:
+    def from_dict(cls, config_dict: Mapping[str, Any]) -> Self:
         """Make a config from a mapping; raises UnknownOption for a name that is no field."""
-        return cls().update(**values)
+        return cls().update(**config_dict)
 
     def update(self, **changes: Any) -> Self:
         """Return a copy with some fields changed; raises UnknownOption, or ConfigError."""

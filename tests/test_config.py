@@ -17,7 +17,7 @@ DIGEST = bytes(range(32))
 @BOTH
 def test_defaults_are_valid_and_survive_the_way_through_a_dict(cls):
     config = cls()
-    assert cls.from_dict(config.to_dict()) == config
+    assert cls.from_dict(config_dict=config.to_dict()) == config
 
 
 @BOTH
