@@ -7,11 +7,9 @@ The rest of the client suite stands on it.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
 from types import TracebackType
 from typing import Any, Self
 
-import gevent
 from gevent.pool import Group
 
 from ..config import ClientConfig, client_config
@@ -20,6 +18,7 @@ from ..net.waiting import native_thread
 from ..options import bad
 from ..stream_common import CONFIGURED
 from .connecting import connect
+from .interrupts import Calls, Interrupted
 from .stats import ClientStats, find_issues
 from .target import Headers, pairs, without_user
 
@@ -36,8 +35,7 @@ class WebTransportClient:
         self._default_headers: dict[str, str] = {}
         # What connect() has returned and has not ended: sessions and WebSockets.
         self._sessions: set[Any] = set()
-        # Whoever is in connect().
-        self._connecting: dict[_Closed, Any] = {}
+        self._calls = Calls()
         self._stats = ClientStats()
         self._is_closed = False
         self._thread = native_thread()
@@ -101,11 +99,11 @@ class WebTransportClient:
         self._stats.connections_attempted += 1
         began = time.monotonic()
         try:
-            session = self._interruptible(connect, url, config=config)
+            session = self._calls.run(connect, url, config=config)
         except (GwtError, OSError) as exc:
             self._stats.connections_failed += 1
             raise _failure(exc, url) from exc
-        except _Closed:
+        except Interrupted:
             self._stats.connections_failed += 1
             raise ClientError("The client was closed meanwhile.", target_url=url) from None
         except BaseException:
@@ -120,21 +118,6 @@ class WebTransportClient:
         self._sessions.add(session)
         session.on_end(self._sessions.discard)
         return session
-
-    def _interruptible(self, function: Callable[..., Any], *args: Any, **options: Any) -> Any:
-        """Call a function, in which close() and abort() may raise _Closed."""
-        closed = _Closed()
-        self._connecting[closed] = gevent.getcurrent()
-        try:
-            return function(*args, **options)
-        finally:
-            self._connecting.pop(closed, None)
-
-    def _interrupt(self, closed: _Closed) -> None:
-        """Run by the hub: end one connect, if it is still under way."""
-        greenlet = self._connecting.pop(closed, None)
-        if greenlet is not None:
-            greenlet.throw(closed)
 
     def close(self) -> None:
         """
@@ -164,8 +147,7 @@ class WebTransportClient:
     def _refuse(self) -> None:
         """Let nobody connect any more. Idempotent."""
         self._is_closed = True
-        for closed in self._connecting:
-            gevent.get_hub().loop.run_callback(self._interrupt, closed)
+        self._calls.interrupt()
 
     def _check_thread(self) -> None:
         if native_thread() != self._thread:
@@ -216,7 +198,3 @@ def _failure(exc: Exception, url: str) -> ClientError:
         # It names the URL itself.
         return ClientTimeout(str(exc), target_url=url)
     return ClientError(f"Connecting to {without_user(url)} failed: {exc}", target_url=url)
-
-
-class _Closed(BaseException):
-    """Raised in whoever connects when the client is closed; nobody else sees it."""

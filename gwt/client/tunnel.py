@@ -11,8 +11,6 @@ import time
 from types import TracebackType
 from typing import Any, Self
 
-import gevent
-from gevent import Greenlet, GreenletExit
 from gevent.lock import BoundedSemaphore
 from gevent.pool import Group
 
@@ -35,6 +33,7 @@ from ..stream import WebTransportStream
 from ..tunnel import Tunnel
 from ..version import VERSION
 from .dial import Progress, dial
+from .interrupts import Calls, Interrupted
 from .stats import ClientStats
 from .target import Headers, Target, pairs, parse_url
 
@@ -64,7 +63,7 @@ class WebTransportProxy:
         self._connections: set[WebTransportConnection] = set()
         # Who makes the connection, while the others wait for it.
         self._dialling = BoundedSemaphore(1)
-        self._dialler: Greenlet | None = None
+        self._calls = Calls()
         self._tunnels: set[Tunnel] = set()
         self._stats = ClientStats()
         self._is_closed = False
@@ -117,7 +116,12 @@ class WebTransportProxy:
         self._stats.connections_attempted += 1
         began = time.monotonic()
         try:
-            stream = self._through(target_url, proxy_headers, timeout)
+            stream = self._calls.run(self._through, target_url, proxy_headers, timeout)
+        except Interrupted:
+            self._stats.connections_failed += 1
+            raise ClientError(
+                "The proxy client was closed meanwhile.", target_url=target_url
+            ) from None
         except BaseException:
             self._stats.connections_failed += 1
             raise
@@ -203,7 +207,7 @@ class WebTransportProxy:
                 return connection, False
             if self._is_closed:
                 raise HandshakeError("The proxy client was closed meanwhile.", stage="connect")
-            connection = self._dial(progress)
+            connection = dial(self._proxy, self._config, progress, sessions=False)
             if self._is_closed:
                 connection.close()
             self._connection = connection
@@ -215,32 +219,6 @@ class WebTransportProxy:
             return connection, True
         finally:
             self._dialling.release()
-
-    def _dial(self, progress: Progress) -> WebTransportConnection:
-        """Make a connection, in a greenlet that close() can end."""
-
-        def work() -> Any:
-            try:
-                return dial(self._proxy, self._config, progress, sessions=False)
-            except (GwtError, OSError) as exc:
-                # Raised here, it would be printed as well.
-                return exc
-
-        self._dialler = dialler = gevent.spawn(work)
-        try:
-            made = dialler.get()
-        except BaseException:
-            dialler.rawlink(_close_made)
-            dialler.kill(block=False)
-            raise
-        finally:
-            self._dialler = None
-        if isinstance(made, GreenletExit):
-            raise HandshakeError("The proxy client was closed meanwhile.", stage="connect")
-        if isinstance(made, BaseException):
-            raise made
-        assert isinstance(made, WebTransportConnection)
-        return made
 
     def _ask(
         self,
@@ -285,12 +263,12 @@ class WebTransportProxy:
         """
         Close all tunnels and the connection; waits as the streams' close() does. Idempotent.
 
-        What was written arrives at the proxy before; greenlets that read get what has come.
+        What was written arrives at the proxy before; greenlets that read get what has come, those
+        that wait for a tunnel a ClientError.
         """
         self._check_thread()
         self._is_closed = True
-        if self._dialler is not None:
-            self._dialler.kill(block=False)
+        self._calls.interrupt()
         closers = Group()
         try:
             for tunnel in list(self._tunnels):
@@ -321,12 +299,6 @@ class WebTransportProxy:
         self, kind: type[BaseException] | None, exc: BaseException | None, tb: TracebackType | None
     ) -> None:
         self.close()
-
-
-def _close_made(dialler: Greenlet) -> None:
-    """Close a connection whose asker was killed in the moment in which it was made."""
-    if isinstance(dialler.value, WebTransportConnection):
-        dialler.value.close()
 
 
 def _advice(status: int, headers: list[tuple[bytes, bytes]]) -> str:

@@ -564,13 +564,14 @@ def test_close_while_the_connection_is_made():
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as silent:
         silent.bind(("127.0.0.1", 0))
         proxy = gwt.WebTransportProxy(f"https://{place(silent.getsockname())}")
-        jobs = [spawn(proxy.connect_through_proxy, "a.test:1", timeout=60) for _ in range(3)]
-        silent.setblocking(False)
-        eventually(lambda: arrived(silent))
+        jobs = [spawn(proxy.connect_through_proxy, "a.test:1", timeout=None) for _ in range(2)]
+        eventually(lambda: proxy.stats["connections"]["attempted"] == 2)
         proxy.close()
         for job in jobs:
-            with pytest.raises(gwt.ClientError, match="closed meanwhile"):
-                job.get(timeout=5)
+            with pytest.raises(gwt.ClientError, match="closed meanwhile") as caught:
+                job.get(timeout=2)
+            assert caught.value.target_url == "a.test:1"
+        assert proxy.stats["connections"]["failed"] == 2
         assert proxy.connection is None
 
 
