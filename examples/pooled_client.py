@@ -1,5 +1,7 @@
 """A PooledClient: a hundred greenlets ask a server, by no more than five sessions."""
 
+from contextlib import suppress
+
 import gevent
 
 import gwt
@@ -31,10 +33,13 @@ with gwt.Server(app, "127.0.0.1:0") as server:
         stats = pool.stats
         print(stats["connections"]["successful"], "connects,", stats["pool"]["reused"], "reused")
 
-        # Without a block it is returned by hand. One with something unread is not lent again.
+        # Without a block it is returned by hand.
         session = pool.get_session(url, timeout=5)
-        session.create_bidirectional_stream().write_all(b"4")
         pool.return_session(session)
+
+        # One that an exception takes out of its block is not lent again.
+        with suppress(ValueError), pool.session(url) as session:
+            int("four")
         print("closed" if session.is_closed else "kept", pool.stats["pool"]["discarded"])
 
         # When all are out, the next one waits, here for a moment only.
