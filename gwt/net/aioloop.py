@@ -167,7 +167,9 @@ class HostedLoop(asyncio.SelectorEventLoop):
         if not self.users:
             _forget(self)
             self._ending = True
-            self.call_soon(self.stop)
+            if self.is_running():
+                # Else it would stop what _end() runs.
+                self.call_soon(self.stop)
 
     def join(self) -> None:
         """

@@ -47,6 +47,16 @@ def test_one_loop_a_hub_until_nobody_uses_it():
     third.join()
 
 
+def test_loop_that_is_given_back_before_it_ran_ends_in_order(caplog):
+    loop = aioloop.borrow()
+    task = loop.create_task(asyncio.sleep(3600))
+    loop.give_back()
+    loop.join()
+    assert loop.is_closed()
+    assert task.cancelled()
+    assert not caplog.records
+
+
 def test_greenlets_run_and_see_no_loop_while_coroutines_wait(loop):
     async def nap():
         assert asyncio.get_running_loop() is loop
