@@ -1,4 +1,4 @@
-"""``python -m gwt``: the command line."""
+"""The command line, as ``gwt`` and ``python -m gwt``."""
 
 from __future__ import annotations
 

@@ -15,7 +15,7 @@ from typing import NoReturn
 
 import gwt
 
-from . import bench, cert, connect, serve
+from . import bench, cert, connect, serve, stdio
 from .display import escaped
 
 __all__ = ["main"]
@@ -23,6 +23,9 @@ __all__ = ["main"]
 FAILED = 1
 USAGE = 2
 INTERRUPTED = 130
+
+# What may help where a peer's certificate is refused.
+_TRUSTING = " (--insecure accepts any, --cert-hash HEX the one with this SHA-256)"
 
 _COMMANDS = {"serve": serve, "connect": connect, "bench": bench, "cert": cert}
 
@@ -38,13 +41,16 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line and return its exit code."""
     parser = _Parser(prog="gwt", description="WebTransport, HTTP/3 and WebSocket for gevent.")
     parser.add_argument("--version", action="version", version=f"gwt {gwt.__version__}")
-    subparsers = parser.add_subparsers(dest="command", metavar="COMMAND", required=True)
+    commands = parser.add_subparsers(dest="command", metavar="COMMAND", required=True)
+    parsers = {}
     for name, module in _COMMANDS.items():
         summary = (module.__doc__ or "").strip().partition("\n")[0].partition(": ")[2]
-        subparser = subparsers.add_parser(name, help=summary, description=summary)
-        module.configure(subparser)
+        parsers[name] = commands.add_parser(name, help=summary, description=summary)
+        module.configure(parsers[name])
     try:
-        args = parser.parse_args(argv)
+        args, rest = parser.parse_known_args(argv)
+        if rest:
+            parsers[args.command].error(f"unrecognized arguments: {' '.join(rest)}")
     except SystemExit as exc:
         # The parser has said what there is to say.
         return exc.code if isinstance(exc.code, int) else USAGE
@@ -53,17 +59,24 @@ def main(argv: Sequence[str] | None = None) -> int:
         return code
     except gwt.ConfigError as exc:
         return _failed(args.command, exc, USAGE)
+    except gwt.CertificateError as exc:
+        unasked = getattr(args, "cert_hash", None) == []
+        return _failed(args.command, exc, FAILED, _TRUSTING if unasked else "")
+    except BrokenPipeError:
+        # Whoever reads stdout has read enough.
+        stdio.discard()
+        return 0
     except (gwt.GwtError, OSError) as exc:
         return _failed(args.command, exc, FAILED)
     except KeyboardInterrupt:
         return INTERRUPTED
 
 
-def _failed(command: str, exc: Exception, code: int) -> int:
+def _failed(command: str, exc: Exception, code: int, advice: str = "") -> int:
     # "[Errno 98] ..." tells nobody anything.
     text = str(exc)
     if isinstance(exc, OSError) and exc.strerror:
         text = f"{exc.filename}: {exc.strerror}" if exc.filename is not None else exc.strerror
     # It may quote what a peer said.
-    print(f"gwt {command}: {escaped(' '.join(text.split()))}", file=sys.stderr)
+    print(f"gwt {command}: {escaped(' '.join(text.split()))}{advice}", file=sys.stderr)
     return code

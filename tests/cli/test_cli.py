@@ -2,10 +2,18 @@
 
 from __future__ import annotations
 
+import os
+import sys
+import tomllib
+from pathlib import Path
+
+import gevent.subprocess
 import pytest
 
 import gwt
 from gwt import cli
+
+ROOT = Path(__file__).resolve().parents[2]
 
 
 def test_version_is_printed(capsys):
@@ -46,6 +54,11 @@ def test_wrong_usage_is_one_line_and_exit_code_2(capsys, argv, named):
     assert named in captured.err
 
 
+def test_what_is_wrong_with_a_command_is_said_by_that_command(capsys):
+    assert cli.main(["bench", "ws://localhost", "--dance"]) == 2
+    assert capsys.readouterr().err.startswith("gwt bench: unrecognized arguments: --dance ")
+
+
 @pytest.mark.parametrize("command", ["serve", "connect", "bench", "cert"])
 def test_every_command_has_help(capsys, command):
     assert cli.main([command, "--help"]) == 0
@@ -64,3 +77,18 @@ def test_ctrl_c_is_exit_code_130(monkeypatch):
 
     monkeypatch.setattr(cli.cert, "run", interrupted)
     assert cli.main(["cert"]) == 130
+
+
+def test_ctrl_c_while_it_starts_is_exit_code_130(tmp_path):
+    pyproject = tomllib.loads((ROOT / "pyproject.toml").read_text())
+    module, _, name = pyproject["project"]["scripts"]["gwt"].partition(":")
+    # Somebody is quick: the interrupt comes while something is imported.
+    (tmp_path / "werkzeug").mkdir()
+    (tmp_path / "werkzeug" / "__init__.py").write_text("raise KeyboardInterrupt")
+    result = gevent.subprocess.run(
+        [sys.executable, "-c", f"from {module} import {name}; {name}(['--version'])"],
+        env={**os.environ, "PYTHONPATH": f"{tmp_path}:{ROOT}"},
+        capture_output=True,
+        timeout=20,
+    )
+    assert (result.returncode, result.stdout, result.stderr) == (130, b"", b"")
