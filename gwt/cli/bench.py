@@ -196,7 +196,9 @@ def _make_room(clients: int) -> None:
     limit = gwt.raise_descriptor_limit()
     if limit < clients + _SPARE:
         raise _wrong(
-            "clients", clients, f"at most {limit - _SPARE}: the limit of descriptors is {limit}"
+            "clients",
+            clients,
+            f"at most {limit - _SPARE} where this process may have {limit} descriptors",
         )
 
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 import sys
 from collections import Counter
 from collections.abc import Iterable
+from io import StringIO
 from types import TracebackType
 from typing import Any, Self, TextIO
 
@@ -29,6 +30,11 @@ _NOTABLE = 0.5
 
 # An open loop that got this much of its rate was held up by nothing else.
 _AS_ASKED = 0.99
+
+
+# Columns of a table where there is no terminal, and at least on one.
+_WIDTH = 120
+_NARROWEST = 60
 
 
 class Distribution:
@@ -170,8 +176,11 @@ def print_table(result: dict[str, Any], file: TextIO) -> None:
     from rich.table import Table
     from rich.text import Text
 
-    # Without a terminal there is no width to keep to.
-    console = Console(file=file, highlight=False, width=None if file.isatty() else 120)
+    text = StringIO()
+    console = Console(file=text, force_terminal=file.isatty(), highlight=False)
+    # Without a terminal there is no width to keep to; a narrow one is to break the lines of the
+    # table, and not its figures.
+    console.width = max(console.width, _NARROWEST) if file.isatty() else _WIDTH
 
     def row(table: Table, name: str, *cells: str) -> None:
         table.add_row(Text(name, style="bold"), *(Text(each) for each in cells))
@@ -227,30 +236,35 @@ def print_table(result: dict[str, Any], file: TextIO) -> None:
     if result["operations"]:
         console.print()
         console.print(advice(result), soft_wrap=True)
+    file.write("".join(f"{line.rstrip()}\n" for line in text.getvalue().splitlines()))
+    file.flush()
 
 
 class Progress:
-    """A progress bar on stderr, if that is a terminal; nothing otherwise."""
+    """A progress bar on stderr, if that is a terminal which can draw it; nothing otherwise."""
 
     def __init__(self) -> None:
         self._bar: Any = None
+        self._task: Any = None
         if sys.stderr.isatty():
             from rich.console import Console
             from rich.progress import BarColumn, TextColumn
             from rich.progress import Progress as Bar
 
+            console = Console(file=sys.stderr)
+            if console.is_dumb_terminal:
+                return
             # Drawn when it is told to: a thread of its own would take time from the clients.
             self._bar = Bar(
                 TextColumn("{task.description}"),
                 BarColumn(),
                 TextColumn("{task.fields[said]}"),
-                console=Console(file=sys.stderr),
+                console=console,
                 auto_refresh=False,
                 transient=True,
                 redirect_stdout=False,
                 redirect_stderr=False,
             )
-        self._task: Any = None
 
     def __enter__(self) -> Self:
         if self._bar is not None:

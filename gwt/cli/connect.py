@@ -256,6 +256,9 @@ class _Talk:
                 self.display.note(_HELP)
             else:
                 code, _, reason = (match[3] or "").partition(" ")
+                if code and not code.isdecimal():
+                    self.display.note(f"The code of /close is a number, not {code!r}.")
+                    continue
                 try:
                     self.leave(close, *([int(code), reason.strip()] if code else []))
                     return

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import fcntl
 import json
 import os
 import pty
 import re
 import resource
 import signal
+import struct
 import sys
+import termios
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -137,6 +140,18 @@ def test_table_is_text_without_escapes_where_there_is_no_terminal(run, server):
     assert "\x1b" not in text
     for word in ("10 of 10 connected", "a second", "MB/s", "lost", "p99.9", "max", "the limit"):
         assert word in text, word
+
+
+@pytest.mark.parametrize("form", [(), ("--json",)])
+def test_reader_of_the_figures_may_leave(run, server, form):
+    reader, writer = os.pipe()
+    os.close(reader)
+    options = ("--duration", "0.3", *form)
+    try:
+        result = run("bench", *websocket(server), *options, stdout=writer)
+    finally:
+        os.close(writer)
+    assert (result.code, result.stderr) == (0, "")
 
 
 def test_size_is_what_goes_each_way(run, server):
@@ -318,7 +333,12 @@ def test_server_that_does_something_else_is_one_line(run, server, path, options,
 
 def test_certificate_is_verified_unless_told_otherwise(run, server):
     url = live.url(server, "")
-    assert "certificate" in run("bench", url, *SHORT).error
+    error = run("bench", url, *SHORT).error
+    assert "certificate" in error and error.endswith(
+        "(--insecure accepts any, --cert-hash HEX the one with this SHA-256)"
+    )
+    error = run("bench", url, "--cert-hash", "00" * 32, *SHORT).error
+    assert server.certificate_hash in error and "--insecure" not in error
     assert run("bench", url, "--insecure", *SHORT).code == 0
 
 
@@ -374,7 +394,7 @@ def make_load(url, clients, timeout):
         (["https://localhost", "--cert-hash", "abc"], "abc"),
         (["ftp://localhost"], '"https://" or "ws://"'),
         (["https://[::1"], "https://[::1"),
-        (["ws://localhost", "--clients", "1000000000"], "the limit of descriptors"),
+        (["ws://localhost", "--clients", "1000000000"], "where this process may have"),
     ],
 )
 def test_wrong_usage_is_one_line_and_exit_code_2(capsys, argv, says):
@@ -462,6 +482,38 @@ def test_bar_is_drawn_on_a_terminal_and_taken_away(start, server):
     # The cursor is there again, and the bar is not.
     assert text.rindex("\x1b[?25h") > text.rindex("\x1b[?25l")
     assert "\x1b[2K" in text
+
+
+def on_terminal(*args, columns, **env):
+    """Return what a command shows on a terminal so wide."""
+    ours, theirs = pty.openpty()
+    size = struct.pack("HHHH", 24, columns, 0, 0)
+    fcntl.ioctl(theirs, termios.TIOCSWINSZ, size)
+    with gevent.subprocess.Popen(
+        [sys.executable, "-m", "gwt", *args],
+        stdin=theirs,
+        stdout=theirs,
+        stderr=theirs,
+        env={**os.environ, "PYTHONPATH": str(ROOT), "TERM": "xterm", **env},
+    ) as process:
+        os.close(theirs)
+        shown = spawn(read_terminal, ours)
+        assert process.wait(timeout=20) == 0
+        text = shown.get().decode()
+    os.close(ours)
+    return text
+
+
+def test_narrow_terminal_breaks_lines_and_no_figures(server):
+    text = on_terminal("bench", *websocket(server), "--duration", "0.5", columns=30, NO_COLOR="1")
+    assert "latency" in text and "throughput" in text
+    table = text[text.index("ms ") :]
+    assert "…" not in table
+
+
+def test_terminal_that_can_only_print_gets_the_table_alone(server):
+    text = on_terminal("bench", *websocket(server), "--duration", "0.5", columns=80, TERM="dumb")
+    assert text.startswith("url ") and "\x1b" not in text
 
 
 def read_terminal(descriptor):

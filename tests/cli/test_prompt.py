@@ -409,7 +409,7 @@ def test_commands_are_few_and_can_be_sent_all_the_same(talk, terminal, echo):
     terminal.type("/join //x", ENTER)
     terminal.until(lambda: terminal.lines[-2:] == ["< /join //x", ">"])
     terminal.type("/close no number", ENTER)
-    terminal.until(lambda: terminal.lines[-2].startswith("! invalid literal"))
+    terminal.until(lambda: terminal.lines[-2].startswith("! The code of /close is a number"))
     terminal.type("/close", ENTER)
     assert process.wait(timeout=10) == 0
     assert process.stderr.read() == b""
