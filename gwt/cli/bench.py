@@ -22,6 +22,7 @@ import gwt
 
 from ..client.target import parse_url
 from ..client.websocket import SCHEMES
+from . import arguments
 from .bench_load import CONNECTING, Load
 from .bench_operations import MODES, NUMBER, WEBTRANSPORT_ONLY
 from .bench_report import Distribution, Progress, figures, print_table
@@ -80,14 +81,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
         "the last has ended)",
     )
     add("--json", action="store_true", help="print one JSON object instead of the table")
-    add("--insecure", action="store_true", help="accept any certificate the server shows")
-    add(
-        "--cert-hash",
-        action="append",
-        default=[],
-        metavar="HEX",
-        help="accept the certificate with this SHA-256",
-    )
+    arguments.connecting(parser)
     add(
         "--timeout",
         type=float,
@@ -181,6 +175,9 @@ def _config(args: argparse.Namespace) -> gwt.ClientConfig:
         connect_timeout=args.timeout,
         verify=not args.insecure,
         server_certificate_hashes=args.cert_hash,
+        headers=args.header,
+        origin=args.origin,
+        subprotocols=args.subprotocol,
         # Compressing would be measured, not the server.
         compression=None,
         # In mode connect all clients are to connect at once, and not to queue in here.

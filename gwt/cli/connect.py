@@ -25,7 +25,7 @@ from gevent.pool import Group
 
 import gwt
 
-from . import stdio
+from . import arguments, stdio
 from .display import Display, escaped
 from .prompt import Prompt, is_usable
 
@@ -62,30 +62,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
     """Say which arguments there are."""
     add = parser.add_argument
     add("url", metavar="URL", help="https://HOST:PORT/PATH, ws://... or wss://...")
-    add("--insecure", action="store_true", help="accept any certificate the server shows")
-    add(
-        "--cert-hash",
-        action="append",
-        default=[],
-        metavar="HEX",
-        help="accept the certificate with this SHA-256",
-    )
-    add(
-        "--header",
-        action="append",
-        default=[],
-        type=_header,
-        metavar="'NAME: VALUE'",
-        help="a header of the request; may be given more than once",
-    )
-    add("--origin", metavar="ORIGIN", help="the origin header")
-    add(
-        "--subprotocol",
-        action="append",
-        default=[],
-        metavar="NAME",
-        help="a subprotocol to offer; may be given more than once, best first",
-    )
+    arguments.connecting(parser)
     add("--datagrams", action="store_true", help="send and print datagrams, one a line")
     add(
         "--binary",
@@ -123,16 +100,6 @@ def _seconds(text: str) -> float:
 
 # What argparse calls it when it is wrong.
 _seconds.__name__ = "number of seconds"
-
-
-def _header(text: str) -> tuple[str, str]:
-    name, colon, value = text.partition(":")
-    if not colon:
-        raise ValueError(text)
-    return name.strip(), value.strip()
-
-
-_header.__name__ = "'NAME: VALUE'"
 
 
 def run(args: argparse.Namespace) -> int:

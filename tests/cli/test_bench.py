@@ -25,7 +25,7 @@ import gwt
 from gwt import certificates, cli
 from gwt.cli import bench_load
 from gwt.cli.bench_report import Distribution, advice, limit
-from gwt.cli.demo import make_app
+from gwt.cli.demo import echo, make_app
 from tests.helpers import eventually, live, spawn
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -124,6 +124,25 @@ def test_websocket_over_tls(run, tmp_path):
     measured = json.loads(result.stdout)
     check(measured)
     assert measured["connected"] == 3 and measured["operations"] > 0 and not measured["errors"]
+
+
+@pytest.mark.parametrize("scheme", ["https", "ws"])
+def test_request_says_what_was_asked_for(run, scheme):
+    app = gwt.App()
+    app.websocket("/echo", subprotocols=["b"], origins="*")(echo_messages)
+    app.webtransport("/echo", subprotocols=["b"], origins="*")(echo)
+    asked = []
+
+    @app.middleware
+    def listen(request):
+        asked.append((request.headers.get("x-token"), request.headers.get("origin")))
+
+    with live.serving(app) as server:
+        url = (webtransport if scheme == "https" else websocket)(server)
+        said = ("--header", "X-Token: abc", "--origin", "https://a.example", "--subprotocol", "b")
+        measured = json.loads(run("bench", *url, *said, *SHORT).stdout)
+    assert measured["connected"] == 3 and not measured["errors"]
+    assert asked == [("abc", "https://a.example")] * 3
 
 
 def test_password_in_the_url_is_not_shown(run, server):
