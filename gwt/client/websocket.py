@@ -307,7 +307,8 @@ class _Connecting:
             result = _answer(sock, handshake)
         except OSError as exc:
             raise HandshakeError(
-                f"The connection broke during the handshake: {exc}.", stage="websocket"
+                f"The connection broke during the handshake: {exc.strerror or exc}.",
+                stage="websocket",
             ) from exc
         self.cookies.keep(target, result.headers)
         if isinstance(result, HandshakeFailed):

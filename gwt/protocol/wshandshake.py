@@ -53,6 +53,9 @@ MAX_INTERIM_RESPONSES = 8
 MAX_BODY = 65536
 SLICE = 4096
 
+# How an answer begins.
+HTTP = b"HTTP/"
+
 _TOKEN = re.compile(r"[!#$%&'*+\-.^_`|~0-9A-Za-z]+")
 # What a value may hold (RFC 9110 5.5), and what a host, an origin or a target can.
 _VALUE = re.compile(r"[\t\x20-\x7e\x80-\U0010ffff]*")
@@ -325,6 +328,7 @@ class ClientHandshake:
         self._subprotocols = tuple(subprotocols)
         self._compression = as_compression(compression)
         self._interim = 0
+        self._first = b""
         self._refused: tuple[int, list[tuple[str, str]]] | None = None
         self._body = bytearray()
         self._result: HandshakeDone | HandshakeFailed | None = None
@@ -348,6 +352,8 @@ class ClientHandshake:
         """Take what arrived; None if more is needed. Once there is a result it stays."""
         # h11 bounds what is incomplete, but would take a long header that is complete: it gets a
         # little at a time.
+        if self._result is None and not self._speaks_http(data):
+            self._result = self._failure("The server's answer is not HTTP.")
         for start in range(0, len(data), SLICE):
             if self._result is not None:
                 break
@@ -356,6 +362,11 @@ class ClientHandshake:
                 rest = self._result.rest + data[start + SLICE :]
                 self._result = dataclasses.replace(self._result, rest=rest)
         return self._result
+
+    def _speaks_http(self, data: bytes) -> bool:
+        # h11 would wait for the end of a header.
+        self._first += data[: len(HTTP) - len(self._first)]
+        return HTTP.startswith(self._first)
 
     def feed_eof(self) -> HandshakeDone | HandshakeFailed:
         """Say that the server closed: the result is final."""

@@ -436,6 +436,20 @@ class TestClient:
         handshake.feed(whole[:cut] + data + whole[cut:])
         handshake.feed_eof()
 
+    @pytest.mark.parametrize(
+        "pieces", [[b"SSH-2.0-OpenSSH_9.9\r\n"], [b"H", b"T", b"P"], [b"\x15"]]
+    )
+    def test_what_is_no_http_is_known_by_its_first_bytes(self, pieces):
+        handshake = ClientHandshake(KEY)
+        *results, last = [handshake.feed(piece) for piece in pieces]
+        assert not any(results)
+        assert isinstance(last, HandshakeFailed) and last.reason.endswith("answer is not HTTP.")
+
+    def test_answer_may_come_byte_by_byte(self):
+        handshake = ClientHandshake(KEY)
+        *results, last = [handshake.feed(bytes([byte])) for byte in answer()]
+        assert not any(results) and isinstance(last, HandshakeDone)
+
     def test_a_refusal_is_known_before_its_body(self):
         handshake = ClientHandshake(KEY)
         assert not handshake.refused
