@@ -24,6 +24,9 @@ FAILED = 1
 USAGE = 2
 INTERRUPTED = 130
 
+# Bytes of a refusal's reason that are shown.
+_REASON = 200
+
 # What may help where a peer's certificate is refused.
 _TRUSTING = " (--insecure accepts any, --cert-hash HEX the one with this SHA-256)"
 
@@ -77,6 +80,15 @@ def _failed(command: str, exc: Exception, code: int, advice: str = "") -> int:
     text = str(exc)
     if isinstance(exc, OSError) and exc.strerror:
         text = f"{exc.filename}: {exc.strerror}" if exc.filename is not None else exc.strerror
+    if isinstance(exc, gwt.SessionRejected):
+        text += f" {_reason(exc)}"
     # It may quote what a peer said.
     print(f"gwt {command}: {escaped(' '.join(text.split()))}{advice}", file=sys.stderr)
     return code
+
+
+def _reason(exc: gwt.SessionRejected) -> str:
+    """Return the first line of the answer's body, if that is for people to read as it is."""
+    if not exc.headers.get("content-type", "").lower().startswith("text/plain"):
+        return ""
+    return exc.body.strip().partition(b"\n")[0][:_REASON].decode(errors="replace")

@@ -239,6 +239,22 @@ def test_path_that_nobody_serves_is_one_line_and_exit_code_1(run, server):
     assert "404" in result.error
 
 
+@pytest.mark.parametrize(
+    ("kind", "shown"), [("text/plain", " Not \\x1b[31mtoday."), ("text/html", "")]
+)
+def test_reason_of_a_refusal_is_shown_if_it_is_text(run, kind, shown):
+    app = make_app()
+
+    @app.middleware
+    def refuse(request):
+        raise gwt.Reject(403, {"Content-Type": kind}, b"Not \x1b[31mtoday.\nMore.\n")
+
+    with live.serving(app) as server:
+        result = run("connect", live.url(server, "/echo").replace("https", "ws"))
+    refused = "gwt connect: The server refused the WebSocket with HTTP status 403."
+    assert (result.code, result.error) == (1, refused + shown)
+
+
 def test_certificate_is_verified_unless_told_otherwise(run, server):
     result = run("connect", live.url(server, "/echo"))
     assert result.code == 1
@@ -502,7 +518,7 @@ class TestWebSocket:
         [
             ("/close/4000/bad", (), 1, "with code 4000: bad."),
             ("/close/1005", (), 1, "1011: code 1005 is none to close with."),
-            ("/nowhere", (), 1, "HTTP status 404."),
+            ("/nowhere", (), 1, "HTTP status 404. Not found"),
             ("/echo", ("--datagrams",), 2, "A WebSocket has no datagrams."),
         ],
     )
