@@ -42,6 +42,7 @@ class _Parser(argparse.ArgumentParser):
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line and return its exit code."""
+    stdio.complete()
     parser = _Parser(prog="gwt", description="WebTransport, HTTP/3 and WebSocket for gevent.")
     parser.add_argument("--version", action="version", version=f"gwt {gwt.__version__}")
     commands = parser.add_subparsers(dest="command", metavar="COMMAND", required=True)

@@ -11,14 +11,26 @@ import errno
 import os
 import select
 import stat
+import sys
 from collections.abc import Iterator
 
 import gevent
 from gevent.socket import wait_read, wait_write
 
-__all__ = ["LONGEST_LINE", "STDIN", "STDOUT", "LineTooLong", "chunks", "discard", "lines", "write"]
+__all__ = [
+    "LONGEST_LINE",
+    "STDIN",
+    "STDOUT",
+    "LineTooLong",
+    "chunks",
+    "complete",
+    "discard",
+    "lines",
+    "write",
+]
 
 STDIN, STDOUT = 0, 1
+_STDERR = 2
 
 # Bytes of a line. Who has longer ones wants them in pieces.
 LONGEST_LINE = 16 * 1024 * 1024
@@ -29,6 +41,18 @@ _PIPE_BUF = 4096
 
 class LineTooLong(OSError):
     """A line of stdin is longer than is kept of one."""
+
+
+def complete() -> None:
+    """Open what is closed of stdin, stdout and stderr: another file would get its number."""
+    for descriptor in (STDIN, STDOUT, _STDERR):
+        try:
+            os.fstat(descriptor)
+        except OSError:
+            # The lowest number that is free.
+            os.open(os.devnull, os.O_RDWR)
+    sys.stdout = sys.stdout or os.fdopen(STDOUT, "w", closefd=False)
+    sys.stderr = sys.stderr or os.fdopen(_STDERR, "w", closefd=False)
 
 
 def chunks(size: int = 65536) -> Iterator[bytes]:

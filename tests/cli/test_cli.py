@@ -12,6 +12,8 @@ import pytest
 
 import gwt
 from gwt import cli
+from gwt.cli.demo import make_app
+from tests.helpers import live
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -77,6 +79,23 @@ def test_ctrl_c_is_exit_code_130(monkeypatch):
 
     monkeypatch.setattr(cli.cert, "run", interrupted)
     assert cli.main(["cert"]) == 130
+
+
+@pytest.mark.parametrize(
+    ("descriptor", "command", "shown"),
+    [
+        (0, ("connect", "--wait", "0"), b""),
+        (1, ("connect", "--once"), b""),
+        (1, ("bench", "--duration", "0.1"), b""),
+        (2, ("bench", "--duration", "0.1"), b"url "),
+    ],
+)
+def test_what_is_closed_of_stdin_stdout_and_stderr_is_no_harm(run, descriptor, command, shown):
+    with live.serving(make_app()) as server:
+        url = live.url(server, "/echo").replace("https", "ws")
+        name, *options = command
+        result = run(name, url, *options, input=b"x\n", preexec_fn=lambda: os.close(descriptor))
+    assert (result.code, result.stdout[:4], result.stderr) == (0, shown, "")
 
 
 def test_ctrl_c_while_it_starts_is_exit_code_130(tmp_path):
