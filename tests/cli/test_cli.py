@@ -95,8 +95,18 @@ def test_what_is_closed_of_stdin_stdout_and_stderr_is_no_harm(closing, command, 
     with live.serving(make_app()) as server:
         url = live.url(server, "/echo").replace("https", "ws")
         result = gevent.subprocess.run(
-            ["sh", "-c", f'exec "$@" {closing}', "sh", sys.executable, "-m", "gwt", name]
-            + [url, *options],
+            [
+                "sh",
+                "-c",
+                f'exec "$@" {closing}',
+                "sh",
+                sys.executable,
+                "-m",
+                "gwt",
+                name,
+                url,
+                *options,
+            ],
             env={**os.environ, "PYTHONPATH": str(ROOT), "PYTHONWARNINGS": "error"},
             input=b"x\n",
             capture_output=True,
