@@ -198,7 +198,7 @@ def test_pooled_client():
     assert run("pooled_client.py") == [
         "the sum of the squares is 328350",
         "5 connects, 95 reused",
-        "kept 0",
+        "closed 1",
         "free within 0.1 s: 5 of 5 are out.",
     ]
 
