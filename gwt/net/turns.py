@@ -35,6 +35,9 @@ class ReadingTime:
         self._loop: Any = get_hub().loop
         self._until: float | None = None
 
+        # Changes whenever there is new time.
+        self.turn = 0
+
     @classmethod
     def current(cls) -> ReadingTime:
         """Return the current hub's one; it goes with the hub."""
@@ -48,11 +51,12 @@ class ReadingTime:
         """Return the moment until which a socket may be read now."""
         at = self._clock()
         if self._until is None:
-            self._until = at + _TIME
             self._loop.run_callback(self._over)
-        elif at >= self._until + _LONG:
-            self._until = at + _TIME
-        return max(self._until, at + _LEAST)
+        elif at < self._until + _LONG:
+            return max(self._until, at + _LEAST)
+        self._until = at + _TIME
+        self.turn += 1
+        return self._until
 
     @property
     def spent(self) -> bool:

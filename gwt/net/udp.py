@@ -100,6 +100,7 @@ class UdpEndpoint:
         self._loop: Any = hub.loop
         self._clock = clock
         self._time = ReadingTime.current() if clock is now else ReadingTime(clock)
+        self._looked = -1
         self._route = route
         self._newcomer = newcomer
         self._path_error = path_error
@@ -189,14 +190,13 @@ class UdpEndpoint:
         self._draining = True
         try:
             self._drain(self._time.until())
+            self._looked = self._time.turn
         finally:
             self._draining = False
 
     def catch_up(self) -> None:
-        """Drain, if this turn still has time for it; `behind` tells whether more may wait."""
-        if self._time.spent:
-            self.behind = True
-        else:
+        """Drain, once in a turn without time for it; `behind` tells whether more may wait."""
+        if self._looked != self._time.turn or not self._time.spent:
             self.drain()
 
     def _drain(self, until: float) -> None:

@@ -12,6 +12,7 @@ from gwt.net.turns import Pace, ReadingTime
 from gwt.net.udp import UdpEndpoint
 from gwt.net.waiting import Deadline
 from tests.helpers import spawn
+from tests.helpers.arrival import arrived
 
 # A time no test waits for.
 LONG = 0.016
@@ -59,22 +60,50 @@ def test_there_is_one_for_a_hub():
     assert ReadingTime.current() is ReadingTime.current()
 
 
-def test_an_endpoint_catches_up_while_there_is_time(clock):
+@pytest.fixture
+def endpoint(clock):
     sock = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
     sock.bind(("127.0.0.1", 0))
     endpoint = UdpEndpoint(sock, route=lambda *_: None, clock=lambda: clock[0])
-    try:
+    yield endpoint
+    endpoint.close()
+    gevent.sleep(0)
+
+
+def test_an_endpoint_catches_up_while_there_is_time(endpoint, clock):
+    endpoint.catch_up()
+    endpoint.catch_up()
+    assert endpoint.stats["wakeups"] == 2 and not endpoint.behind
+    clock[0] += 0.005
+    endpoint.catch_up()
+    # Its socket was empty in this turn: a thousand late timers need not wait for the next one.
+    assert endpoint.stats["wakeups"] == 2 and not endpoint.behind
+    gevent.sleep(0)
+    endpoint.catch_up()
+    assert endpoint.stats["wakeups"] == 3 and not endpoint.behind
+
+
+def test_an_endpoint_looks_once_although_others_have_used_up_the_time(endpoint, clock):
+    endpoint._time.until()
+    clock[0] += 0.005
+    for _ in range(3):
         endpoint.catch_up()
-        assert endpoint.stats["wakeups"] == 1 and not endpoint.behind
-        clock[0] += 0.005
-        endpoint.catch_up()
-        # Nothing was read, so that nobody knows what is there.
-        assert endpoint.stats["wakeups"] == 1 and endpoint.behind
-        gevent.sleep(0)
-        endpoint.catch_up()
-        assert endpoint.stats["wakeups"] == 2 and not endpoint.behind
-    finally:
-        endpoint.close()
+    assert endpoint.stats["wakeups"] == 1 and not endpoint.behind
+
+
+def test_an_endpoint_that_is_behind_remains_so_until_the_next_turn(endpoint, clock):
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sender:
+        for _ in range(100):
+            sender.sendto(b"noise", endpoint.address)
+        arrived(endpoint._sock, 100)
+    endpoint.catch_up()
+    assert endpoint.behind
+    clock[0] += 0.005
+    endpoint.catch_up()
+    assert endpoint.stats["wakeups"] == 1 and endpoint.behind
+    gevent.sleep(0)
+    endpoint.catch_up()
+    assert endpoint.stats["datagrams_received"] == 100 and not endpoint.behind
 
 
 class TestPace:
