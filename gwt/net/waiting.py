@@ -76,7 +76,11 @@ class Signal:
                 self._forget(waiter)
                 raise
             return
-        timer = hub.loop.timer(deadline.remaining())
+        remaining = deadline.remaining()
+        if remaining:
+            # libuv warns of less than a millisecond, as gwt.net.timers knows.
+            remaining = max(remaining, hub.loop.approx_timer_resolution)
+        timer = hub.loop.timer(remaining)
         try:
             timer.start(waiter.switch, _EXPIRED, update=True)
             result = waiter.get()

@@ -31,7 +31,8 @@ def eventually(predicate: Callable[[], T], timeout: float = 5.0) -> T:
             raise AssertionError(f"{predicate!r} was not true within {timeout} seconds: {result!r}")
         # The first turns are free, for what only waits for its greenlet; then the clock must go on.
         gevent.sleep(pause)
-        pause = min(pause + 0.0005, 0.02)
+        # libuv warns of less than a millisecond.
+        pause = min(pause + 0.001, 0.02)
     return result
 
 

@@ -2,7 +2,12 @@
 
 from __future__ import annotations
 
+import os
+import sys
+from pathlib import Path
+
 import gevent
+import gevent.subprocess
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -10,6 +15,8 @@ from hypothesis import strategies as st
 from gwt.errors import ConcurrencyError
 from gwt.net.waiting import ByteQueue, Deadline, ReadGuard, Signal
 from tests.helpers import spawn
+
+ROOT = Path(__file__).resolve().parents[2]
 
 
 def test_notify_wakes_everybody_who_waits_and_nobody_later():
@@ -22,6 +29,28 @@ def test_notify_wakes_everybody_who_waits_and_nobody_later():
     with pytest.raises(TimeoutError):
         signal.wait(Deadline(0.01))
     assert not signal._waiters
+
+
+def test_the_last_moment_of_a_deadline_is_no_warning_of_libuvs():
+    pytest.importorskip("gevent.libuv.loop")
+    script = """
+from gevent import get_hub
+from gwt.net.waiting import Deadline, Signal
+
+get_hub()
+try:
+    Signal().wait(Deadline(0.0009))
+except TimeoutError as exc:
+    print(exc)
+"""
+    done = gevent.subprocess.run(
+        [sys.executable, "-W", "error", "-c", script],
+        env={**os.environ, "PYTHONPATH": str(ROOT), "GEVENT_LOOP": "libuv-cffi"},
+        stdout=gevent.subprocess.PIPE,
+        stderr=gevent.subprocess.PIPE,
+        text=True,
+    )
+    assert (done.stdout, done.stderr) == ("timed out after 0.0009 s\n", "")
 
 
 def test_notify_does_not_switch():
