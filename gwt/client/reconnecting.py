@@ -112,12 +112,12 @@ class ReconnectingClient:
     @property
     def session(self) -> Any:
         """The session or WebSocket that is ready now, or None. Does not wait."""
-        return self._keeper.ready()
+        return self._keeper.give()
 
     @property
     def is_connected(self) -> bool:
         """Whether there is a session that is ready."""
-        return self.session is not None
+        return self._keeper.ready() is not None
 
     @property
     def is_closed(self) -> bool:
@@ -152,7 +152,7 @@ class ReconnectingClient:
         keeper = self._keeper
         keeper.check_thread()
         deadline = Deadline(wait_timeout)
-        while (session := keeper.ready()) is None:
+        while (session := keeper.give()) is None:
             if keeper.closed:
                 raise ClientError("The client is closed.", target_url=self._url)
             if keeper.failed is not None:
@@ -206,6 +206,7 @@ class _Events:
         self._timeout = timeout
         self._waiting: deque[ConnectionEvent] = deque()
         if keeper.present is not None:
+            keeper.given = True
             self._waiting.append(keeper.present)
         keeper.readers.add(self)
 
@@ -250,6 +251,9 @@ class _Keeper:
         # The session from its beginning to its end.
         self.session: Any = None
 
+        # Whether anybody has it, or has been told of it.
+        self.given = False
+
         # Of the last attempt or session; of the end of all attempts.
         self.error: ClientError | None = None
         self.failed: ClientError | None = None
@@ -293,6 +297,11 @@ class _Keeper:
         usable = session is not None and session.is_ready and not self.closed
         return session if usable else None
 
+    def give(self) -> Any:
+        """Return the same for somebody to use."""
+        self.given = True
+        return self.ready()
+
     def stop(self) -> None:
         """Begin nothing any more. Idempotent."""
         self._end()
@@ -303,7 +312,7 @@ class _Keeper:
         self._greenlet.join()
 
     def abandon(self) -> None:
-        """Do as stop(), wherever a finalizer runs. The session is its user's."""
+        """Do as stop(), wherever a finalizer runs. The session is its user's, if it has one."""
         loop = self._hub.loop
         if not self.over and loop is not None and not sys.is_finalizing():
             loop.run_callback_threadsafe(self._greenlet.kill, gevent.GreenletExit, False)
@@ -355,6 +364,7 @@ class _Keeper:
         ended = Signal()
         began = time.monotonic()
         self.session = session
+        self.given = False
         self.counters["established"] += 1
         self.present = ConnectionEvent("established", session, attempt)
         self._tell(self.present)
@@ -363,6 +373,11 @@ class _Keeper:
             session.on_end(lambda _: ended.notify())
             while not session.is_closed:
                 ended.wait()
+        except gevent.GreenletExit:
+            # By close(), which ends it in order; or nobody has the client any more.
+            if not (self.closed or self.given):
+                session.abort()
+            raise
         finally:
             self.session = None
         return time.monotonic() - began
@@ -387,6 +402,7 @@ class _Keeper:
 
     def _tell(self, event: ConnectionEvent) -> None:
         for reader in self.readers:
+            self.given = True
             self.counters["events_dropped"] += reader.feed(event)
         self.happened.notify()
 

@@ -448,6 +448,34 @@ def test_one_that_nobody_has_any_more_connects_no_more(server):
     session.close()
 
 
+@pytest.mark.parametrize("scheme", ["https", "ws"])
+def test_a_session_that_nobody_was_given_ends_with_the_client_that_nobody_has(scheme):
+    app, there = gwt.App(), []
+
+    def handler(session):
+        there.append(session)
+        session.wait_closed()
+
+    app.webtransport("/")(handler)
+    app.websocket("/")(handler)
+    with serving(app) as server:
+        where = url(server).replace("https", scheme)
+        holder = [gwt.ReconnectingClient(where, config=config(server))]
+        eventually(lambda: holder[0].is_connected and there)
+        holder.clear()
+        eventually(lambda: there[0].is_closed)
+
+
+def test_a_session_that_an_event_told_of_is_its_readers(server):
+    client = gwt.ReconnectingClient(url(server), config=config(server))
+    event = next(client.events(timeout=5))
+    greenlet = client._keeper._greenlet
+    del client
+    eventually(lambda: greenlet.dead)
+    assert event.session.is_ready
+    event.session.close()
+
+
 def test_one_that_another_thread_drops_ends_too(server):
     holder = [gwt.ReconnectingClient(url(server), config=config(server, retry_delay=60))]
     holder[0].get_session().close()
