@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import sys
 from pathlib import Path
 
@@ -208,25 +209,32 @@ def test_a_profile_names_the_functions_of_both_ends(tmp_path):
     assert done.stdout.count(b"(receive_datagram)") >= 2
 
 
-def test_what_it_takes_to_lend_a_pooled_session():
-    script = ROOT / "tools" / "benchmarks" / "clients" / "pooled.py"
-    done = subprocess.run(
-        [sys.executable, script, "--rounds", "2", "--pairs", "10", "--json"],
-        env={**os.environ, "PYTHONPATH": str(ROOT)},
-        stdout=subprocess.PIPE,
-        timeout=60,
-        check=True,
-    )
-    for works in json.loads(done.stdout).values():
-        assert {name: len(figures) for name, figures in works.items()} == {
-            "get and return": 2,
-            "with": 2,
-        }
+@pytest.mark.slow
+@pytest.mark.deadline(120)
+def test_what_clients_cost_is_measured():
+    peers = ["gwt"]
+    if (ROOT / ".peers" / "pywebtransport-0.6.1" / "bin" / "python").exists():
+        peers.append("pywebtransport-0.6.1")
+    done = bench("clients", "--quick", "--rounds", "1", "--json", "--peers", ",".join(peers))
+    assert done.returncode == 0, done.stderr.decode()
+    works = json.loads(done.stdout)["works"]
+    assert {name: set(of) for name, of in works.items()} == {
+        "establish": set(peers),
+        "establish-unverified": set(peers),
+        "idle-session": set(peers),
+        "idle-websocket": {"gwt"},
+        "pooled": {"gwt"},
+    }
+    for peer in peers:
+        assert set(works["establish"][peer]) >= {"client", "and_close", "elapsed", "ratio"}
+        assert works["idle-session"][peer]["KiB"] > 0
+    assert works["pooled"]["gwt"]["us"] > 0
 
 
 @pytest.mark.parametrize(
     "arguments",
     [
+        ("clients", "--rows", "nothing"),
         (),
         ("nothing",),
         ("webtransport", "--only", "nothing"),
@@ -256,4 +264,5 @@ def test_the_scale_of_one_process_is_shown():
     output = subprocess.check_output(command, env=environment, text=True)
     assert "40 of 40 WebTransport sessions" in output and "60 of 60 WebSockets" in output
     assert output.count("connected") == output.count("echoed") == output.count("closed") == 2
-    assert "the name was resolved 1 times" in output
+    # Once, unless that was half a minute ago: the machine may be slow.
+    assert re.search(r"the name was resolved [12] times", output)
