@@ -14,7 +14,7 @@ from gevent.pool import Group
 
 from ..config import ClientConfig
 from ..errors import ClientError, ClientTimeout
-from ..net.waiting import Deadline, native_thread
+from ..net.waiting import Deadline, check_thread, native_thread
 from ..stream_common import CONFIGURED
 from .client import WebTransportClient
 
@@ -138,8 +138,7 @@ class WebTransportBrowser:
             self._closing.kill()
 
     def _check_thread(self) -> None:
-        if native_thread() != self._thread:
-            raise RuntimeError("This client belongs to the hub of another thread.")
+        check_thread(self._thread, "client")
 
     def _step(self, step: int, timeout: float | None) -> Any:
         deadline = self._begin(self.current_url, timeout)

@@ -14,7 +14,7 @@ from gevent.pool import Group
 
 from ..config import ClientConfig, client_config
 from ..errors import ClientError, ClientTimeout, GwtError
-from ..net.waiting import native_thread
+from ..net.waiting import check_thread, native_thread
 from ..options import bad
 from ..stream_common import CONFIGURED
 from .connecting import connect
@@ -150,8 +150,7 @@ class WebTransportClient:
         self._calls.interrupt()
 
     def _check_thread(self) -> None:
-        if native_thread() != self._thread:
-            raise RuntimeError("This client belongs to the hub of another thread.")
+        check_thread(self._thread, "client")
 
     def set_default_headers(self, headers: Headers) -> None:
         """Send these headers with every connect() from now on, instead of those set before."""

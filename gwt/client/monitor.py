@@ -19,7 +19,7 @@ from typing import Any, Self
 import gevent
 from gevent.event import Event
 
-from ..net.waiting import native_thread
+from ..net.waiting import check_thread, native_thread
 from ..options import bad
 from .stats import find_issues
 
@@ -130,8 +130,7 @@ class ClientMonitor:
     stop = close
 
     def _check_thread(self) -> None:
-        if native_thread() != self._thread:
-            raise RuntimeError("This monitor belongs to the hub of another thread.")
+        check_thread(self._thread, "monitor")
 
     def check(self) -> list[dict[str, Any]]:
         """Take metrics now, and return the alerts that they raise. Waits if `stats` does."""

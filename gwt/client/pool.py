@@ -16,7 +16,7 @@ from gevent.pool import Group
 
 from ..config import ClientConfig
 from ..errors import ClientError
-from ..net.waiting import native_thread
+from ..net.waiting import check_thread, native_thread
 from ..options import bad
 from ..stream_common import CONFIGURED
 from .client import WebTransportClient
@@ -133,8 +133,7 @@ class ClientPool:
     close = close_all
 
     def _check_thread(self) -> None:
-        if native_thread() != self._thread:
-            raise RuntimeError("This pool of clients belongs to the hub of another thread.")
+        check_thread(self._thread, "pool of clients")
 
     def __enter__(self) -> Self:
         return self

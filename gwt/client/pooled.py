@@ -20,7 +20,7 @@ from gevent.pool import Group
 
 from ..config import ClientConfig
 from ..errors import ClientError, ConfigError, GwtError, PoolExhausted
-from ..net.waiting import Deadline, native_thread
+from ..net.waiting import Deadline, check_thread, native_thread
 from ..options import check
 from ..stream_common import CONFIGURED, StreamDirection
 from .client import WebTransportClient
@@ -433,8 +433,7 @@ class PooledClient:
         self.close()
 
     def _check_thread(self) -> None:
-        if native_thread() != self._thread:
-            raise RuntimeError("This pool of sessions belongs to the hub of another thread.")
+        check_thread(self._thread, "pool of sessions")
 
 
 def _leave_streams(session: Any) -> None:

@@ -28,7 +28,7 @@ from ..errors import (
     WebSocketClosed,
     anew,
 )
-from ..net.waiting import Deadline, Signal, native_thread
+from ..net.waiting import Deadline, Signal, check_thread, native_thread
 from ..observe import Counters
 from ..websocket import WebSocket
 from .backoff import Backoff
@@ -288,8 +288,7 @@ class _Keeper:
         return self.closed or self.failed is not None
 
     def check_thread(self) -> None:
-        if native_thread() != self._thread:
-            raise RuntimeError("This client belongs to the hub of another thread.")
+        check_thread(self._thread, "client")
 
     def ready(self) -> Any:
         """Return the session if it can be used, else None."""

@@ -27,7 +27,7 @@ from ..errors import (
     SessionRejected,
     anew,
 )
-from ..net.waiting import Deadline, native_thread
+from ..net.waiting import Deadline, check_thread, native_thread
 from ..protocol import requests
 from ..stream import WebTransportStream
 from ..tunnel import Tunnel
@@ -289,8 +289,7 @@ class WebTransportProxy:
                 connection.close()
 
     def _check_thread(self) -> None:
-        if native_thread() != self._thread:
-            raise RuntimeError("This proxy client belongs to the hub of another thread.")
+        check_thread(self._thread, "proxy client")
 
     def __enter__(self) -> Self:
         return self

@@ -15,13 +15,19 @@ from gevent.hub import Waiter, get_hub
 
 from ..errors import ConcurrencyError
 
-__all__ = ["ByteQueue", "Deadline", "ReadGuard", "Signal", "native_thread"]
+__all__ = ["ByteQueue", "Deadline", "ReadGuard", "Signal", "check_thread", "native_thread"]
 
 # Which native thread, and so which hub, runs: in a monkey-patched process threading.get_ident()
 # tells greenlets apart instead.
 native_thread = monkey.get_original("_thread", "get_ident")
 
 _EXPIRED: Final = object()
+
+
+def check_thread(home: int, what: str) -> None:
+    """Raise RuntimeError, which names `what`, in another native thread than `home`."""
+    if native_thread() != home:
+        raise RuntimeError(f"This {what} belongs to the hub of another thread.")
 
 
 class Deadline:
