@@ -34,6 +34,8 @@ __all__ = [
     "figure",
     "listed",
     "make_certificate",
+    "parsed",
+    "parser_of",
     "prepare",
     "python_of",
     "ratio",
@@ -240,3 +242,32 @@ def listed(known: list[str]) -> Callable[[str], list[str]]:
         return chosen
 
     return split
+
+
+def parser_of(
+    name: str, about: str | None, epilog: str, rows: list[str], peers: Iterable[str]
+) -> argparse.ArgumentParser:
+    """Return the parser of a bench that has rows and peers; more can be added to it."""
+    known = list(peers)
+    parser = argparse.ArgumentParser(
+        prog=f"tools/bench {name}",
+        description=about,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        epilog=epilog,
+    )
+    add = parser.add_argument
+    add("--rounds", type=int, default=5, help="how often (5)")
+    add("--rows", type=listed(rows), default=rows, metavar="A,B", help=", ".join(rows))
+    about_peers = f"{', '.join(known)}; ratios are to the first"
+    add("--peers", type=listed(known), default=known, metavar="A,B", help=about_peers)
+    add("--quick", action="store_true", help="less of everything")
+    add("--json", action="store_true", help="everything, as JSON")
+    return parser
+
+
+def parsed(parser: argparse.ArgumentParser, arguments: list[str] | None) -> argparse.Namespace:
+    """Return the options, or leave with what is wrong with them."""
+    options = parser.parse_args(arguments)
+    if options.rounds < 1:
+        parser.error("--rounds must be at least 1")
+    return options

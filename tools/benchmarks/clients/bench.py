@@ -35,7 +35,8 @@ from harness import (
     as_json,
     environment,
     figure,
-    listed,
+    parsed,
+    parser_of,
     prepare,
     python_of,
     ratio,
@@ -192,29 +193,9 @@ def table(found: Rounds, base: str) -> str:
 
 
 def parse(arguments: list[str] | None = None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        prog="tools/bench clients",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        epilog="Times are microseconds, of the client's CPU and elapsed, for each session.",
-    )
-    parser.add_argument("--rounds", type=int, default=5, help="how often (5)")
-    parser.add_argument(
-        "--rows", type=listed(ROWS), default=ROWS, metavar="A,B", help=", ".join(ROWS)
-    )
-    parser.add_argument(
-        "--peers",
-        type=listed(list(PEERS)),
-        default=list(PEERS),
-        metavar="A,B",
-        help=f"{', '.join(PEERS)}; ratios are to the first",
-    )
-    parser.add_argument("--quick", action="store_true", help="less of everything")
-    parser.add_argument("--json", action="store_true", help="everything, as JSON")
-    options = parser.parse_args(arguments)
-    if options.rounds < 1:
-        parser.error("--rounds must be at least 1")
-    return options
+    epilog = "Times are microseconds, of the client's CPU and elapsed, for each session."
+    parser = parser_of("clients", __doc__, epilog, ROWS, PEERS)
+    return parsed(parser, arguments)
 
 
 def main() -> None:

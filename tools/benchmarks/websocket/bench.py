@@ -27,8 +27,9 @@ from harness import (
     as_json,
     environment,
     figure,
-    listed,
     make_certificate,
+    parsed,
+    parser_of,
     prepare,
     python_of,
     ratio,
@@ -300,24 +301,11 @@ def table(found: Rounds, base: str) -> str:
 
 
 def parse(arguments: list[str] | None = None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        prog="tools/bench websocket",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        epilog="Costs are CPU microseconds of the server for each message or handshake; a ratio "
-        "above 1 means that\nthe peer needs more than the first one.",
+    epilog = (
+        "Costs are CPU microseconds of the server for each message or handshake; a ratio "
+        "above 1 means that\nthe peer needs more than the first one."
     )
-    parser.add_argument("--rounds", type=int, default=5, help="how often (5)")
-    parser.add_argument(
-        "--rows", type=listed(ROWS), default=ROWS, metavar="A,B", help=", ".join(ROWS)
-    )
-    parser.add_argument(
-        "--peers",
-        type=listed(list(PEERS)),
-        default=list(PEERS),
-        metavar="A,B",
-        help=f"{', '.join(PEERS)}; ratios are to the first",
-    )
+    parser = parser_of("websocket", __doc__, epilog, ROWS, PEERS)
     parser.add_argument(
         "--profile",
         choices=[*ECHOES, HANDSHAKES],
@@ -325,11 +313,7 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
         help="instead of measuring, print where the server spends its time in it: gwt's, or "
         "that of the first of --peers, which must be on gevent",
     )
-    parser.add_argument("--quick", action="store_true", help="less of everything")
-    parser.add_argument("--json", action="store_true", help="everything, as JSON")
-    options = parser.parse_args(arguments)
-    if options.rounds < 1:
-        parser.error("--rounds must be at least 1")
+    options = parsed(parser, arguments)
     if options.profile:
         # One is enough.
         del options.peers[1:]
